@@ -1,0 +1,120 @@
+"""Lines for a person on a standard stream, without ever waiting for that person.
+
+A terminal that is stalled, or a pipe that nobody reads, would stop the loop in a plain write.
+"""
+
+import os
+import stat
+
+from .loop import WRITE
+
+WAITING_MOST = 64 * 1024  # bytes of lines that may wait to be read; what is more is dropped and counted
+WRITE_MOST = 16 * 1024  # bytes of one write, so that a slow serial line does not hold up the loop
+
+
+class Console:
+    """Writes lines to a file (its number; None for nowhere), each whole, in order, or not at all."""
+
+    def __init__(self, loop, file):
+        self.loop = loop
+        self.interest = 0
+        self.dropped = 0  # lines, since it last could say so
+        self._waiting = bytearray()
+        self._restore = None
+        self._reopened = None
+        self._file = file
+        if file is not None:
+            self._unblock(file)
+
+    def fileno(self):
+        return self._file
+
+    def line(self, text):
+        """Writes text as a line, soon."""
+        if self._file is None:
+            return
+        data = text.encode("ascii", "backslashreplace") + b"\n"
+        if len(self._waiting) + len(data) > WAITING_MOST:
+            self.dropped += 1
+            return
+        self._waiting += data
+        if not self.interest:
+            self.loop.take_up(self)  # so that the lines of a turn go out in one write
+
+    def take_up(self):
+        if not self.interest:
+            self._write()
+
+    def on_events(self, mask):
+        self._write()
+
+    def abort(self, error=None):
+        """Nobody will read any more."""
+        if self._file is not None:
+            self.loop.watch(self, 0)
+            self._file = None
+            self._waiting = bytearray()
+
+    def close(self):
+        """Writes what can be written at once, and leaves the file as it was found."""
+        if self._file is not None:
+            self._write()
+        self.abort()
+        if self._restore is not None:
+            try:
+                os.set_blocking(self._restore, True)
+            except OSError:
+                pass
+        if self._reopened is not None:
+            os.close(self._reopened)
+            self._reopened = None
+
+    def _write(self):
+        try:
+            with memoryview(self._waiting) as view, view[:WRITE_MOST] as head:
+                written = os.write(self._file, head) if head else 0
+        except (BlockingIOError, InterruptedError):
+            written = 0
+        except OSError:
+            self.dropped += self._waiting.count(b"\n")
+            self._waiting = bytearray()
+            if not self._regular:  # the reader has gone; a disk may be less full later
+                self.abort()
+            return
+        del self._waiting[:written]
+        self.loop.watch(self, WRITE if self._waiting else 0)
+        if self.dropped and not self._waiting:
+            dropped, self.dropped = self.dropped, 0
+            self.line("%d lines are missing here: nobody read them in time" % dropped)
+
+    def _unblock(self, file):
+        """Makes writes to the file return at once, and nobody else's writes to it."""
+        mode = os.fstat(file).st_mode
+        self._regular = stat.S_ISREG(mode)
+        if self._regular:
+            return  # a disk is never waited for, and cannot be watched
+        # Non-blocking is a property of what was opened, which others have open too (a shell has its terminal):
+        # so this opens it once more.
+        if stat.S_ISFIFO(mode) or os.isatty(file):
+            try:
+                self._file = self._reopened = os.open("/proc/self/fd/%d" % file, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+                return
+            except OSError:  # no /proc, or not ours to open
+                pass
+        if os.get_blocking(file):
+            os.set_blocking(file, False)
+            self._restore = file
+
+
+def open_standard_streams():
+    """Gives each closed standard stream the null device, or the next socket would take its number."""
+    for file in range(3):
+        try:
+            os.fstat(file)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+
+
+def file_of(stream):
+    """The number of sys.stdout or sys.stderr, or None where it was closed when the program started."""
+    return None if stream is None else stream.fileno()

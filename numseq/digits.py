@@ -1,0 +1,36 @@
+"""Numbers from 0 to 100, one a byte, to and from decimal text: many at once, without an object for each.
+
+In padded text every number takes as many bytes as every other: three for its digits, where a digit that is not
+there is a zero byte, and those of what separates it from the next. So a run of numbers is a slice, and `unpad`
+turns it into text.
+"""
+
+PAD = b"\0"
+DIGITS = 3  # of a number, at most
+
+_HUNDREDS = bytes(48 + i // 100 if i >= 100 else 0 for i in range(256))
+_TENS = bytes(48 + i // 10 % 10 if i >= 10 else 0 for i in range(256))
+_ONES = bytes(48 + i % 10 for i in range(256))
+_VALUES = {b"%d" % i: i for i in range(101)}
+
+
+def pad(numbers, separator):
+    """The numbers (bytes) as padded text (bytearray), each followed by the separator (bytes)."""
+    width = DIGITS + len(separator)
+    padded = bytearray(width * len(numbers))
+    padded[0::width] = numbers.translate(_HUNDREDS)
+    padded[1::width] = numbers.translate(_TENS)
+    padded[2::width] = numbers.translate(_ONES)
+    for place, byte in enumerate(separator, DIGITS):
+        padded[place::width] = bytes((byte,)) * len(numbers)
+    return padded
+
+
+def unpad(padded):
+    """Padded text (bytes or bytearray) without its padding, of the same type."""
+    return padded.translate(None, PAD)
+
+
+def parse(texts):
+    """The numbers (bytes) that the texts (bytes, each) stand for; KeyError unless each is 0 to 100, as `%d` has it."""
+    return bytes(map(_VALUES.__getitem__, texts))

@@ -1,0 +1,65 @@
+"""What the command lines of server and client have in common. Loaded for reading them, and dropped before the loop runs."""
+
+import argparse
+import math
+import sys
+
+from . import __version__, protocol
+
+PORT_MOST = 65535
+SECONDS_MOST = 10 ** 9  # 31 years: longer than any machine runs, and far from where floats lose fractions
+COUNT_MOST = 10 ** 9  # of what has no limit of its own
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, and takes options by their full names alone."""
+
+    def __init__(self, **keywords):
+        super().__init__(allow_abbrev=False, **keywords)
+
+    def error(self, message):
+        self.exit(2, "%s: %s (see %s -h)\n" % (self.prog, message, self.prog))
+
+    def add_version(self):
+        self.add_argument("--version", action="version", version="numseq " + __version__)
+
+
+def number(least, most):
+    """A type of arguments: whole numbers in a range, in ASCII digits."""
+
+    def parse(text):
+        try:
+            return protocol.parse_number(text.encode("ascii"), least, most)
+        except ValueError:
+            raise argparse.ArgumentTypeError("%a is not a number from %d to %d" % (text, least, most)) from None
+
+    return parse
+
+
+def seconds(text):
+    """A type of arguments: a time in seconds, over 0, fractions allowed."""
+    try:
+        value = float(text) if set(text) <= set("0123456789.eE+-") else math.nan
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= SECONDS_MOST:
+        raise argparse.ArgumentTypeError("%a is not a time in seconds, over 0 and up to %d" % (text, SECONDS_MOST))
+    return value
+
+
+def client_id(text):
+    """A type of arguments: a UUID, as bytes."""
+    data = text.encode("ascii", "replace")
+    if not protocol.is_id(data):
+        raise argparse.ArgumentTypeError("%a is not a UUID such as 123e4567-e89b-12d3-a456-426614174000" % text)
+    return data
+
+
+port = number(0, PORT_MOST)
+server_port = number(1, PORT_MOST)
+
+
+def forget():
+    """Drops this module and argparse from memory: about 1 MB that the loop has no use for."""
+    for name in ("argparse", "gettext", __name__):
+        sys.modules.pop(name, None)
