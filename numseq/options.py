@@ -6,9 +6,13 @@ import sys
 
 from . import __version__, protocol
 
+VERSION = "numseq " + __version__
 PORT_MOST = 65535
 SECONDS_MOST = 10 ** 9  # 31 years: longer than any machine runs, and far from where floats lose fractions
 COUNT_MOST = 10 ** 9  # of what has no limit of its own
+
+
+RawDescription = argparse.RawDescriptionHelpFormatter
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,7 +25,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, "%s: %s (see %s -h)\n" % (self.prog, message, self.prog))
 
     def add_version(self):
-        self.add_argument("--version", action="version", version="numseq " + __version__)
+        self.add_argument("--version", action="version", version=VERSION)
 
 
 def number(least, most):

@@ -6,6 +6,7 @@ Messages are handled as bytes without their terminator, client ids as bytes as t
 
 from . import digits
 
+NUMBER_MOST = 100  # the numbers are 0 to this
 N_MOST = 0xFFFF  # numbers of a sequence
 BATCH_MOST = 0xFFFF  # numbers of a batch
 ID_SHAPE = b"xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx"  # of a UUID; x is a hex digit

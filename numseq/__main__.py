@@ -1,0 +1,50 @@
+"""The main job in one command: `python -m numseq`; and `python -m numseq server ...`, `python -m numseq client ...`."""
+
+if __name__ == "__main__" and not __package__:  # run as a folder: let the package be found, and run it from there
+    import os
+    import sys
+
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    from numseq.__main__ import main
+
+    sys.exit(main())
+
+import os
+import sys
+
+USAGE = """usage: %(prog)s                       show the main job in one process
+       %(prog)s server PORT [...]     run the server
+       %(prog)s client COMMAND [...]  run the client"""
+
+
+def main(arguments=None):
+    """Runs the server, the client or the demonstration; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    program = os.path.basename(sys.argv[0])
+    if program == "__main__.py":
+        program = "python -m numseq"
+    if not arguments:
+        from .demo import main as run
+
+        return run()
+    command, rest = arguments[0], arguments[1:]
+    if command == "server":
+        from .server import main as run
+    elif command == "client":
+        from .client import main as run
+    elif command in ("-h", "--help"):
+        print(USAGE % {"prog": program})
+        return 0
+    elif command == "--version":
+        from . import __version__
+
+        print("numseq " + __version__)
+        return 0
+    else:
+        sys.stderr.write("%s: %a is none of its commands, server and client (see %s -h)\n" % (program, command, program))
+        return 2
+    return run(rest, "%s %s" % (program, command))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

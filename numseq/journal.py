@@ -1,0 +1,150 @@
+"""What a client keeps between its runs: whose sequence it fetches, and the numbers it has.
+
+Answers come in the order of the requests, and batches are asked for in order, so what a client has is always the
+beginning of its sequence. The file is a line,
+
+    numseq 1 <client id> <n> <batch> <crc32 of all before it, as 8 hex digits>
+
+and behind it the numbers, one a byte. It is created whole and put in place by a rename; then numbers are only ever
+appended. So a kill at any moment leaves a beginning that is right, and at most its last batch is not whole.
+It is not forced to the disk: a power cut may lose it.
+"""
+
+import binascii
+import os
+
+from . import protocol
+from .errors import UsageError
+
+MAGIC = b"numseq"
+VERSION = b"1"
+HEADER_MOST = 128  # bytes of the first line; it has 73 at the most
+
+
+class Journal:
+    """A client's sequence as far as it has arrived: in memory and, with a path, in a file.
+
+    client_id is bytes, numbers a bytearray, one number a byte, which its owner adds to. complain(text) is told
+    once why the file cannot be written; the fetch goes on without it.
+    """
+
+    def __init__(self, client_id, n, batch, numbers=b"", path=None, complain=lambda text: None):
+        self.client_id = client_id
+        self.n = n
+        self.batch = batch
+        self.numbers = bytearray(numbers)
+        self.path = path
+        self.kept = False  # whether a CONTINUE will find all that there is here
+        self._complain = complain
+        self._file = None  # open while it is in place and can be written
+        self._written = 0  # numbers in the file
+
+    def is_open(self):
+        """Whether numbers are being written to the file."""
+        return self._file is not None
+
+    def batches(self):
+        """How many batches are here, the last one counting even if it is a short one."""
+        return -(-len(self.numbers) // self.batch)
+
+    def total(self):
+        """How many batches the sequence has."""
+        return -(-self.n // self.batch)
+
+    def begin(self):
+        """Puts the file in place, whole, in the stead of what was there."""
+        if self.path is None:
+            return
+        self.close()
+        try:
+            self._file = replace(self.path, self._header() + self.numbers)
+            self.kept = True
+        except OSError as error:
+            self._give_up(error)
+        self._written = len(self.numbers)
+
+    def flush(self):
+        """Appends what is new in memory to the file, once a turn."""
+        if self._file is not None and self._written < len(self.numbers):
+            try:
+                write_whole(self._file, self.numbers[self._written:])
+            except OSError as error:
+                self._give_up(error)
+            self._written = len(self.numbers)
+
+    def drop_numbers(self):
+        """Forgets the numbers, which were not the server's, and keeps whose they were."""
+        del self.numbers[:]
+        self.begin()
+
+    def close(self):
+        """Gives the file back."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _header(self):
+        fields = b"%b %b %b %d %d " % (MAGIC, VERSION, self.client_id, self.n, self.batch)
+        return fields + b"%08x\n" % binascii.crc32(fields)
+
+    def _give_up(self, error):
+        self.close()
+        what = "go on from what is there" if self.kept else "not be possible"
+        self._complain("the state %a cannot be written, CONTINUE will %s: %s" % (self.path, what, error.strerror))
+        self._complain = lambda text: None
+        self.kept = False
+
+
+def load(path, complain=lambda text: None):
+    """The Journal that a file holds. Raises UsageError, with what is wrong in a line."""
+    most = HEADER_MOST + protocol.N_MOST + 1
+    try:
+        with open(path, "rb") as file:
+            data = file.read(most)
+    except FileNotFoundError:
+        raise UsageError("there is no state %a to continue from, begin with NEW" % path) from None
+    except OSError as error:
+        raise UsageError("the state %a cannot be read: %s" % (path, error.strerror)) from None
+    header, newline, numbers = data.partition(b"\n")
+    fields = header.split(b" ")
+    if newline and fields[0] == MAGIC and fields[1:2] != [VERSION]:
+        raise UsageError("the state %a is of another version, begin with NEW" % path)
+    try:
+        _, _, client_id, n, batch, check = fields
+        if b"%08x" % binascii.crc32(header[:-len(check)]) != check or not protocol.is_id(client_id):
+            raise ValueError("damaged")
+        n = protocol.parse_number(n, 0, protocol.N_MOST)
+        batch = protocol.parse_number(batch, 1, protocol.BATCH_MOST)
+        if not newline or len(numbers) > n or max(numbers, default=0) > protocol.NUMBER_MOST:
+            raise ValueError("damaged")
+    except ValueError:
+        raise UsageError("the state %a is damaged, begin with NEW" % path) from None
+    whole = len(numbers) if len(numbers) == n else len(numbers) // batch * batch  # a torn tail is asked for again
+    begun = Journal(client_id, n, batch, numbers[:whole], path, complain)
+    begun.kept = True
+    return begun
+
+
+def replace(path, data):
+    """Puts a file with data (bytes) at path, in the stead of what was there, and returns its number, open.
+
+    Whoever reads path sees the old file or the new one, never a part. Raises OSError.
+    """
+    beside = "%s.%d" % (path, os.getpid())
+    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
+    try:
+        write_whole(file, data)
+        os.replace(beside, path)
+    except OSError:
+        os.close(file)
+        os.unlink(beside)
+        raise
+    return file
+
+
+def write_whole(file, data):
+    """Writes all of data to a file (its number); raises OSError."""
+    with memoryview(data) as view:
+        written = 0
+        while written < len(view):
+            written += os.write(file, view[written:])

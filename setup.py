@@ -1,0 +1,38 @@
+"""pip install . gives the commands numseq-server and numseq-client."""
+
+import os
+import re
+
+from setuptools import setup
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def read(*path):
+    with open(os.path.join(HERE, *path), encoding="utf-8") as file:
+        return file.read()
+
+
+setup(
+    name="numseq",
+    version=re.search(r'^__version__ = "(.+)"$', read("numseq", "__init__.py"), re.MULTILINE).group(1),
+    description="A complete, checksummed sequence of numbers over connections that drop, for the smallest of Pythons",
+    long_description=read("README.md"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.6",
+    packages=["numseq"],
+    entry_points={
+        "console_scripts": [
+            "numseq-server = numseq.server:main",
+            "numseq-client = numseq.client:main",
+        ]
+    },
+    extras_require={"test": ["pytest", "coverage"]},
+    classifiers=[
+        "Environment :: Console",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.6",
+        "Topic :: System :: Networking",
+    ],
+)

@@ -1,0 +1,64 @@
+"""Numbers to and from decimal text, many at once."""
+
+import itertools
+import random
+
+import pytest
+
+from numseq import digits
+
+ALL = bytes(range(101))
+
+
+@pytest.mark.parametrize("separator", [b"", b":", b", ", b"<->"])
+@pytest.mark.parametrize("numbers", [b"", b"\0", b"\x64", b"\x09\x0a\x63\x64\0", ALL, ALL[::-1]], ids=repr)
+def test_padded_text_is_the_decimal_text_of_each_number_and_a_separator(numbers, separator):
+    padded = digits.pad(numbers, separator)
+    assert digits.unpad(padded) == b"".join(b"%d%b" % (number, separator) for number in numbers)
+
+
+@pytest.mark.parametrize("separator", [b":", b", "])
+def test_every_number_takes_equally_many_bytes_so_that_a_run_is_a_slice(separator):
+    width = digits.DIGITS + len(separator)
+    padded = digits.pad(ALL, separator)
+    assert len(padded) == width * len(ALL)
+    for number in ALL:
+        assert digits.unpad(padded[width * number:width * (number + 1)]) == b"%d%b" % (number, separator)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_unpad_gives_back_the_type_it_was_given(kind):
+    assert type(digits.unpad(kind(digits.pad(ALL, b":")))) is kind
+
+
+def test_every_number_is_parsed_from_its_text():
+    assert digits.parse([b"%d" % number for number in ALL]) == ALL
+    assert digits.parse([]) == b""
+
+
+def test_of_all_texts_of_up_to_two_bytes_only_the_numbers_0_to_99_are_parsed():
+    accepted = set()
+    for length in range(3):
+        for values in itertools.product(range(256), repeat=length):
+            try:
+                digits.parse([bytes(values)])
+            except KeyError:
+                continue
+            accepted.add(bytes(values))
+    assert accepted == {b"%d" % number for number in range(100)}
+
+
+@pytest.mark.parametrize("text", [b"101", b"1000", b"007", b"00", b"1_0", b" 5", b"5 ", b"5\n", b"+5", b"-1", b"-0", b"1.0",
+                                  b"1e1", b"0x1", "\u0665".encode(), "\u00b2".encode("latin-1"), b"100\0", b"\x005"])
+def test_text_that_is_no_number_from_0_to_100_is_refused_wherever_it_stands(text):
+    for texts in ([text], [b"5", text], [text, b"5"]):
+        with pytest.raises(KeyError):
+            digits.parse(texts)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_padded_unpadded_split_and_parsed_is_what_it_was(seed):
+    generator = random.Random(seed)
+    numbers = bytes(generator.randint(0, 100) for _ in range(generator.randint(1, 2000)))
+    text = bytes(digits.unpad(digits.pad(numbers, b":")))
+    assert digits.parse(text[:-1].split(b":")) == numbers

@@ -1,0 +1,154 @@
+"""The sequence: its numbers, and its checksum whichever way md5 is had."""
+
+import hashlib
+import importlib.util
+import random
+import sys
+
+import pytest
+
+from numseq import sequence
+
+CLIENT_ID = "123e4567-e89b-12d3-a456-426614174000"
+ROUND = sequence.DRAW_WORDS * 202 // 256  # about as many numbers as come of one round of drawing
+
+# Of the protocol's description: n, sum, checksum.
+FIGURES = [
+    (5, 264, "f90b20dae8c9b7d7be2a5fb7cc856e8b"),
+    (10, 531, "9b14501c5359fb4eac96df9e874348b2"),
+    (10000, 504721, "589f9ca74cb5ea9a32eddd14840d5b64"),
+]
+
+
+def with_randint(seed, n):
+    draw = random.Random(seed).randint
+    return [draw(0, 100) for _ in range(n)]
+
+
+def md5_of_list(numbers):
+    return hashlib.new("md5", str(list(numbers)).encode()).hexdigest()
+
+
+# ---- numbers
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, 7, 2 ** 32, 2 ** 128 - 1, "", "x", CLIENT_ID, CLIENT_ID.upper(),
+                                  "ffffffff-ffff-ffff-ffff-ffffffffffff"])
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 4, 5, 10, 100, ROUND - 60, ROUND, ROUND + 60, 2 * ROUND, 3333])
+def test_the_numbers_are_those_that_randint_draws(seed, n):
+    assert list(sequence.draw(seed, n)) == with_randint(seed, n)
+
+
+def test_numbers_do_not_stray_from_randint_up_to_the_longest_sequence():
+    assert list(sequence.draw(CLIENT_ID, 65535)) == with_randint(CLIENT_ID, 65535)
+
+
+def test_for_every_small_count_the_numbers_begin_the_same_sequence():
+    longest = bytes(with_randint(CLIENT_ID, 500))
+    for n in range(500):
+        assert sequence.draw(CLIENT_ID, n) == longest[:n]
+
+
+def test_upper_and_lower_case_of_an_id_are_different_seeds():
+    assert sequence.draw(CLIENT_ID, 20) != sequence.draw(CLIENT_ID.upper(), 20)
+
+
+def test_drawing_leaves_the_generator_of_others_alone():
+    random.seed(5)
+    expected = random.random()
+    random.seed(5)
+    sequence.draw(CLIENT_ID, 1000)
+    assert random.random() == expected
+
+
+def test_unpredictable_seeds_are_wide_and_not_repeated():
+    seeds = {sequence.unpredictable_seed() for _ in range(1000)}
+    assert len(seeds) == 1000
+    assert 2 ** (8 * sequence.SEED_BYTES - 8) < max(seeds) < 2 ** (8 * sequence.SEED_BYTES)
+
+
+def test_a_seed_does_not_follow_from_the_state_of_the_random_module():
+    random.seed(5)
+    first = sequence.unpredictable_seed()
+    random.seed(5)
+    assert sequence.unpredictable_seed() != first
+
+
+# ---- checksum
+
+
+@pytest.mark.parametrize("n, total, checksum", FIGURES)
+def test_sum_and_checksum_are_those_of_the_transcripts(n, total, checksum):
+    numbers = sequence.draw(CLIENT_ID, n)
+    assert (sum(numbers), sequence.checksum(numbers)) == (total, checksum)
+
+
+@pytest.mark.parametrize("first, numbers", [
+    (0, [6, 41, 81, 68, 68]), (5, [41, 10, 40, 78, 98]), (5 * 630, [54, 94, 94, 19, 96]), (9995, [40, 53, 59, 98, 3])])
+def test_batches_are_those_of_the_transcripts(first, numbers):
+    assert list(sequence.draw(CLIENT_ID, 10000)[first:first + 5]) == numbers
+
+
+@pytest.mark.parametrize("numbers", [
+    b"", b"\0", b"\x64", bytes([6, 41, 81]), bytes(range(101)), b"\0" * 1000, b"\x64" * 1000,
+    sequence.draw(3, 65535)], ids=lambda numbers: "%d numbers" % len(numbers))
+def test_the_checksum_is_the_md5_of_the_text_of_the_list(numbers):
+    assert sequence.checksum(numbers) == md5_of_list(numbers)
+
+
+def test_the_checksum_tells_every_small_change_apart():
+    numbers = sequence.draw(CLIENT_ID, 50)
+    changed = {sequence.checksum(numbers[:i] + bytes([numbers[i] ^ 1]) + numbers[i + 1:]) for i in range(50)}
+    changed |= {sequence.checksum(numbers), sequence.checksum(numbers[:-1]), sequence.checksum(numbers[::-1])}
+    assert len(changed) == 53
+
+
+# ---- where md5 comes from
+
+_real_md5 = hashlib.md5
+
+
+def md5_under_fips(data=b"", usedforsecurity=True):
+    if usedforsecurity:
+        raise ValueError("[digital envelope routines] unsupported")
+    return _real_md5(data)
+
+
+def md5_before_the_keyword(data=b""):
+    return _real_md5(data)
+
+
+def load_again():
+    """The module as it is when it is loaded for the first time."""
+    spec = importlib.util.spec_from_file_location("numseq.sequence_again", sequence.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("md5", [_real_md5, md5_under_fips, md5_before_the_keyword])
+def test_without_an_md5_of_its_own_the_interpreters_hashlib_serves(monkeypatch, md5):
+    monkeypatch.setitem(sys.modules, "_md5", None)  # importing it raises ImportError
+    monkeypatch.setattr(hashlib, "md5", md5)
+    again = load_again()
+    for n, _, checksum in FIGURES:
+        assert again.checksum(again.draw(CLIENT_ID, n)) == checksum
+
+
+def test_with_an_md5_of_its_own_hashlib_is_not_asked(monkeypatch):
+    pytest.importorskip("_md5")
+
+    def refuse(*arguments, **keywords):
+        raise AssertionError("hashlib was asked")
+
+    monkeypatch.setattr(hashlib, "md5", refuse)
+    assert load_again().checksum(sequence.draw(CLIENT_ID, 5)) == FIGURES[0][2]
+
+
+def test_loading_the_sequence_does_not_load_openssl(run_python):
+    pytest.importorskip("_md5")
+    loaded = run_python("import random, sys\n"
+                        "before = '_hashlib' in sys.modules\n"  # older versions load it with random
+                        "import numseq.sequence\n"
+                        "print(before or '_hashlib' not in sys.modules)")
+    assert loaded == "True\n"
