@@ -6,7 +6,7 @@ Importing the package starts nothing and loads nothing but this and its errors.
 from .errors import ChecksumMismatch, ConnectionLost, FetchError, ProtocolBroken, Refused, UsageError
 
 __version__ = "1.0.0"
-__all__ = ["fetch", "FetchError", "ChecksumMismatch", "UsageError", "Refused", "ConnectionLost", "ProtocolBroken"]
+__all__ = ["fetch", "resume", "FetchError", "ChecksumMismatch", "UsageError", "Refused", "ConnectionLost", "ProtocolBroken"]
 
 
 def fetch(n, port, **options):
@@ -17,3 +17,10 @@ def fetch(n, port, **options):
     from .client import fetch as fetch_now
 
     return fetch_now(n, port, **options)
+
+
+def resume(port, **options):
+    """Goes on with the sequence of a state file, as `numseq.client.resume` does."""
+    from .client import resume as resume_now
+
+    return resume_now(port, **options)

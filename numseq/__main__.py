@@ -26,7 +26,7 @@ def main(arguments=None):
     if not arguments:
         from .demo import main as run
 
-        return run()
+        return run(program)
     command, rest = arguments[0], arguments[1:]
     if command == "server":
         from .server import main as run

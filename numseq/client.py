@@ -32,6 +32,7 @@ WINDOW = 1024  # requests in flight when nobody reads along: as many as the serv
 WINDOW_MOST = protocol.N_MOST  # there are no more batches
 PAUSE_FIRST = 0.05  # seconds before the first new try, doubled for each that follows without progress
 PAUSE_MOST = 5.0  # seconds
+PORT_MOST = 0xFFFF
 PROGRESS_PAUSE = 0.1  # seconds between two looks at the progress
 
 # Exit statuses beside those of the errors.
@@ -96,7 +97,9 @@ class Fetch:
         try:
             self._link = self.loop.connect(*(self._address + (self,)))
         except OSError as error:  # of the name's look-up
-            self._timer = self.loop.call_later(0, lambda: self._lost(ConnectionLost(str(error))))
+            self.loop.cancel(self._timer)
+            lost = ConnectionLost(str(error))
+            self._timer = self.loop.call_later(0, lambda: self._lost(lost))  # the caller has this object in hand first
 
     def _unlink(self):
         self.loop.cancel(self._timer)
@@ -247,7 +250,7 @@ class Fetch:
             return
         if have == total:
             self._asked = total + 1
-            self._send(protocol.encode(protocol.FIN))
+            self._send(protocol.FIN_MESSAGE)
         elif (self._asked - have) * 2 <= self._window:
             first, self._asked = self._asked, min(have + self._window, total)
             self._send(protocol.encode_receives(first, self._asked))
@@ -315,6 +318,8 @@ def resume(port, state=STATE, host=HOST, window=WINDOW, timeout=TIMEOUT, retry=0
 
 
 def _fetch_now(begun, host, port, resumed, window, timeout, retry):
+    if not 1 <= port <= PORT_MOST:  # getaddrinfo would take it modulo 65,536
+        raise UsageError("Invalid port: 1 to %d" % PORT_MOST)
     loop = Loop()
     errors = []
 
@@ -330,8 +335,10 @@ def _fetch_now(begun, host, port, resumed, window, timeout, retry):
             fetched.cancel()
     finally:
         loop.close()
-    if errors[0] is not None:
-        raise errors[0]
+    error = errors[0]
+    if error is not None:
+        error.resumable = error.resumable and begun.kept
+        raise error
     return Result(list(begun.numbers), fetched.sum, fetched.checksum, begun.client_id.decode("ascii"))
 
 
@@ -502,16 +509,8 @@ class Command:
         self.say(TRANSCRIPT[event] % detail, event in FLUSHED)
 
     def say(self, text, flush=True):
-        """A line for the user. Raises BrokenPipeError, and OutputFailed for any other trouble."""
-        if self.lines is not None:
-            try:
-                self.lines.write(plain(text) + "\n")
-                if flush:
-                    self.lines.flush()
-            except BrokenPipeError:
-                raise
-            except OSError as error:
-                raise OutputFailed(error) from None
+        """A line for the user; raises what `put_line` does."""
+        put_line(self.lines, text, flush)
 
     def complain(self, text):
         """A line on standard error."""
@@ -526,6 +525,22 @@ class Command:
 def plain(text):
     """Text that any terminal and any locale can show."""
     return str(text).encode("ascii", "backslashreplace").decode("ascii")
+
+
+def put_line(file, text, flush=True):
+    """Writes text as a line to an open file, or nowhere where that is None.
+
+    Raises BrokenPipeError, and OutputFailed for any other trouble.
+    """
+    if file is not None:
+        try:
+            file.write(plain(text) + "\n")
+            if flush:
+                file.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputFailed(error) from None
 
 
 def put_numbers(path, numbers):
@@ -591,15 +606,18 @@ def main(arguments=None, program=None):
         return Command(settings, program).run()
     except KeyboardInterrupt:  # before the loop has taken over
         return INTERRUPTED
-    except BrokenPipeError:
-        # What is still in the buffer must not be tried again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, OutputFailed) as error:
+        return without_output(error, program)
+
+
+def without_output(error, program):
+    """The exit status after a BrokenPipeError or an OutputFailed; the latter is told on standard error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer must not be tried again at exit
+    if isinstance(error, BrokenPipeError):
         return UNREAD
-    except OutputFailed as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if sys.stderr is not None:
-            sys.stderr.write("%s: %s\n" % (program, plain(error)))
-        return OUTPUT_FAILED
+    if sys.stderr is not None:
+        sys.stderr.write("%s: %s\n" % (program, plain(error)))
+    return OUTPUT_FAILED
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ It is not forced to the disk: a power cut may lose it.
 """
 
 import binascii
+import errno
 import os
 
 from . import protocol
@@ -130,6 +131,8 @@ def replace(path, data):
 
     Whoever reads path sees the old file or the new one, never a part. Raises OSError.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # or root would lose /dev/null
+        raise OSError(errno.EINVAL, "not a regular file")
     beside = "%s.%d" % (path, os.getpid())
     file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
     try:

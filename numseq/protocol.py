@@ -18,12 +18,13 @@ ACK, NUM, FAC, ERR = b"ACK", b"NUM", b"FAC", b"ERR"
 LONGEST_REQUEST = len(b"INIT,%b,%d,%d;" % (ID_SHAPE, N_MOST, BATCH_MOST))
 LONGEST_REPLY = len(b"NUM,") + len(b"100:") * N_MOST
 
+NUMBER_BYTES = len(b"100:")  # of a number in a NUM, at most
 CHECKSUM_DIGITS = 32  # of an md5
 
-# Places of batches that are remembered, over all widths: 220 bytes each, so 3.6 MB at the most. It takes all
-# batches of the longest sequence with batches of 4 and more.
+# Places of batches that are remembered, for all sizes of batches together: 220 bytes each, so 3.6 MB at the most.
+# It takes all batches of the longest sequence with 4 numbers and more in a batch.
 PLACES_MOST = 16384
-WIDTHS_MOST = 64  # different widths of batches among them
+SIZES_MOST = 64  # different sizes of batches among them
 
 # What ERR says is wrong.
 UNKNOWN_TYPE = "Unknown message type"
@@ -50,6 +51,9 @@ class ProtocolError(Exception):
 
 
 # ---- messages
+
+ACK_MESSAGE = b"ACK;"
+FIN_MESSAGE = b"FIN;"
 
 
 def encode(kind, *contents):
@@ -101,10 +105,9 @@ def parse_request(message):
     The argument is (id, n, batch) of an INIT, the id of a CONT, the index (int) of a RECV, None of a FIN.
     """
     kind, comma, content = message.partition(b",")
-    parse = _REQUESTS.get(kind)
-    if parse is None:
+    if kind not in _REQUESTS:
         raise ProtocolError(UNKNOWN_TYPE)
-    return kind, parse(content, comma)
+    return kind, _REQUESTS[kind](content, comma)
 
 
 def _parse_init(content, comma):
@@ -149,99 +152,76 @@ def encode_receives(first, last):
     return b"RECV,%d;" * (last - first) % tuple(range(first, last))
 
 
-def split_receives(data, most):
-    """(texts of the indices, bytes taken) of the RECVs that data begins with, at most `most`; or None.
-
-    None is for the message-by-message way to deal with: data does not begin with a whole RECV. Where other messages
-    come in between, a text is none of an index, which `Frames.answer` will see.
-    """
-    end = data.rfind(b";")
-    if end < 0 or not data.startswith(b"RECV,"):
-        return None
-    texts = data[5:end].split(b";RECV,", most)
-    if len(texts) > most:
-        return texts, end - len(texts.pop()) - len(b"RECV,")
-    return texts, end + 1
-
-
 # ---- what servers send
 
 
-class Frames:
-    """The NUM messages of a sequence, each a slice of one padded text.
+def encode_batch(numbers):
+    """The NUM of a batch's numbers (bytes, one a number)."""
+    if len(numbers) < digits.BULK:
+        return b"NUM,%b;" % digits.join(numbers, b":")
+    return b"NUM,%b;" % digits.unpad(digits.pad(numbers, b":"))[:-1]
 
-    4 bytes a number, instead of an object and its header a batch.
+
+def encode_batches(numbers, batch):
+    """The NUMs of full batches, whose numbers (bytes) follow each other, as one string of bytes."""
+    if len(numbers) == batch:
+        return encode_batch(numbers)
+    padded = digits.pad(numbers, b":")
+    width = len(padded) // len(numbers) * batch
+    padded[width - 1::width] = b";" * (len(numbers) // batch)
+    return b"NUM," + digits.unpad(padded)[:-1].replace(b";", b";NUM,") + b";"
+
+
+def answer_receives(data, numbers, batch, most):
+    """(answers, bytes taken) of the RECVs that data begins with, at most `most` of them; or None.
+
+    The fast path of a server: a few operations on whole buffers, and none of Python's for each message. It may be
+    taken for whatever comes once a sequence is open, because all but whole RECVs of full batches makes it None,
+    and then goes message by message. The numbers (bytes) are those of the whole sequence.
     """
-
-    NUMBER = digits.DIGITS + 1  # bytes a number takes
-
-    __slots__ = ("count", "longest", "_padded", "_width")
-
-    def __init__(self, numbers, batch):
-        n = len(numbers)
-        batch = max(min(batch, n), 1)
-        self.count = -(-n // batch)  # of batches
-        padded = digits.pad(numbers, b":")
-        self._width = width = self.NUMBER * batch
-        padded[width - 1::width] = b";" * (n // batch)
-        if n % batch:  # the last one is short, and filled up: all slices are equally long
-            padded[-1:] = b";"
-            padded += digits.PAD * (width - len(padded) % width)
-        self._padded = bytes(padded)
-        self.longest = len(b"NUM,") + width  # bytes of a message, at most
-
-    def message(self, index):
-        """The NUM of a batch; raises IndexError where there is no such batch."""
-        if index >= self.count:
-            raise IndexError(index)
-        return b"NUM," + digits.unpad(self._padded[index * self._width:(index + 1) * self._width])
-
-    def answer(self, texts):
-        """The NUMs of many indices (bytes, each, as they were written), as one; None unless each is of a batch.
-
-        The fast path of a server: a few operations on whole buffers, and nothing of Python's done for each message.
-        It may be taken for every run of RECVs because an index that is none, or is no batch's, makes it None.
-        """
-        places = _places.get(self._width)
-        if places is None:
-            places = _new_places(self._width)
-        try:
-            cuts = list(map(self._padded.__getitem__, map(places.__getitem__, texts)))
-        except ValueError:
-            return None
-        joined = b"NUM,".join(cuts)
-        if len(joined) != len(cuts) * self.longest - len(b"NUM,"):  # behind the end, a slice is shorter
-            return None
-        return b"NUM," + digits.unpad(joined)
+    end = data.rfind(b";")
+    if end < 0 or data[:5] != b"RECV,":
+        return None
+    texts = bytes(data[5:end]).split(b";RECV,", most)
+    taken = end + 1
+    if len(texts) > most:
+        taken = end - len(texts.pop()) - len(b"RECV,")
+    places = _places.get(batch) or _new_places(batch)
+    try:
+        asked = b"".join(map(numbers.__getitem__, map(places.__getitem__, texts)))
+    except ValueError:  # one of the texts is no index: there is another message in it, or a wrong one
+        return None
+    if len(asked) != len(texts) * batch:  # a batch that is short, or behind the end
+        return None
+    return encode_batches(asked, batch), taken
 
 
 class Places(dict):
-    """From the text of an index to the slice of its batch in padded text, for batches of one width."""
+    """From the text of an index to the slice of its batch among the numbers, for batches of one size."""
 
-    __slots__ = ("width",)
+    __slots__ = ("batch",)
 
-    def __init__(self, width):
-        self.width = width
+    def __init__(self, batch):
+        self.batch = batch
 
     def __missing__(self, text):
         index = parse_number(text, 0, N_MOST)
-        place = slice(index * self.width, (index + 1) * self.width)
+        place = slice(index * self.batch, (index + 1) * self.batch)
         if text == b"%d" % index:  # not 007, of which there are too many
             if sum(map(len, _places.values())) >= PLACES_MOST:
-                _places.clear()
-                _places[self.width] = self
-                self.clear()
+                for places in _places.values():
+                    places.clear()
             self[text] = place
         return place
 
 
-_places = {}  # from width to Places: the same for all sequences
+_places = {}  # from the size of batches to Places: the same for all sequences
 
 
-def _new_places(width):
-    if len(_places) >= WIDTHS_MOST:
+def _new_places(batch):
+    if len(_places) >= SIZES_MOST:
         _places.clear()
-    places = _places[width] = Places(width)
+    places = _places[batch] = Places(batch)
     return places
 
 
@@ -255,10 +235,9 @@ def parse_reply(message):
     (text), None of an ACK.
     """
     kind, comma, content = message.partition(b",")
-    parse = _REPLIES.get(kind)
-    if parse is None:
+    if kind not in _REPLIES:
         raise ProtocolError("an answer of no known type")
-    return kind, parse(content, comma)
+    return kind, _REPLIES[kind](content, comma)
 
 
 def _parse_ack(content, comma):

@@ -26,9 +26,8 @@ CONNECTIONS_MOST = 16384  # at once, where the limit of open files allows it: 1,
 MESSAGES_MOST = 1024  # requests answered a turn and connection, 2 ms of them at the slowest
 FILES_RESERVED = 16  # standard streams, selector, signals, listeners, and some to spare
 FAREWELLS_MOST = 32  # connections over the limit that are being told so; more are cut off without a word
-DRAWN_BYTES = 1 + protocol.Frames.NUMBER  # bytes a connection holds for each number, once they were asked for
-DRAWN_MOST = 64 * 1024 * 1024  # bytes of that for all; over it the oldest are given up, to be drawn again if need be
-DRAWN_SMALL = 4096  # bytes of a sequence that is not counted: CONNECTIONS_MOST of them are 64 MB
+DRAWN_MOST = 32 * 1024 * 1024  # bytes of numbers drawn for connections, one each; beyond, the oldest are given up
+DRAWN_SMALL = 2048  # bytes of a sequence that is not counted: CONNECTIONS_MOST of them are as much again
 
 # What ERR says of a store's refusal.
 REFUSALS = {
@@ -147,14 +146,13 @@ class Server:
 class Session:
     """One connection, and what it has open. Its phase follows from what it has."""
 
-    __slots__ = ("server", "stream", "client_id", "record", "_numbers", "_frames", "_timer", "_reply", "_held", "_last")
+    __slots__ = ("server", "stream", "client_id", "record", "_numbers", "_timer", "_reply", "_held", "_last")
 
     def __init__(self, server, connection):
         self.server = server
         self.client_id = None  # bytes, once the store was asked for it
         self.record = None  # once the store gave it
         self._numbers = None  # bytes, one a number, once they were needed
-        self._frames = None  # the same as messages
         self._reply = None  # what came of asking the store
         self._held = False  # whether the store takes its time
         self._last = None  # once the last reply is made: whether the client is to be heard out
@@ -165,17 +163,21 @@ class Session:
 
     def received(self, stream):
         """Answers the messages that are there, within what a turn may cost, in one write."""
-        room = max(stream.room(), 1)
-        if self._frames is not None:
-            reply = self._answer_receives(stream, room)
-            if reply is not None:
-                stream.write(reply)
+        numbers = self._numbers
+        if numbers is not None:
+            batch = self.record.batch
+            most = min(stream.room() // (batch * protocol.NUMBER_BYTES) + 1, self.server.messages_most)
+            answered = protocol.answer_receives(stream.input, numbers, batch, most)
+            if answered is not None:
+                answers, taken = answered
+                stream.write(answers)
+                stream.input = stream.input[taken:]
                 return AGAIN if stream.input or stream.ended else None
         replies = []
+        then = None
         try:
-            then = self._answer_each(stream, room, replies)
+            then = self._answer_each(stream, replies)
         except protocol.ProtocolError as error:
-            then = None
             self._last = True
             replies.append(protocol.encode_error(str(error)))
         stream.write(b"".join(replies))
@@ -193,49 +195,34 @@ class Session:
 
     # ---- messages
 
-    def _answer_receives(self, stream, room):
-        """The answer to a run of RECVs, or None where that is not all there is."""
-        most = min(room // self._frames.longest or 1, self.server.messages_most)
-        run = protocol.split_receives(stream.input, most)
-        if run is None:
-            return None
-        texts, taken = run
-        reply = self._frames.answer(texts)
-        if reply is not None:
-            stream.input = stream.input[taken:]
-        return reply
-
-    def _answer_each(self, stream, room, replies):
+    def _answer_each(self, stream, replies):
         """Answers message by message into replies; returns what `received` does. Raises ProtocolError."""
         data = stream.input
-        position = 0
+        position = size = 0
         try:
-            for _ in range(self.server.messages_most):
+            while position < len(data):
+                if replies and (size > stream.room() or len(replies) == self.server.messages_most):
+                    return AGAIN
                 end = protocol.find_end(data, position, protocol.LONGEST_REQUEST)
                 if end < 0:
-                    if stream.ended and position < len(data):
+                    if stream.ended:
                         raise protocol.ProtocolError(protocol.UNFINISHED)
                     return None
                 kind, argument = protocol.parse_request(bytes(data[position:end]))
-                answer = ANSWERS.get((self._phase(), kind))
-                if answer is None:
-                    raise protocol.ProtocolError(OUT_OF_PLACE[self._phase()])
+                answers = ANSWERS[self.record is not None]
+                if kind not in answers:
+                    raise protocol.ProtocolError(answers[None])
                 position = end + 1
-                reply = answer(self, argument)
+                reply = answers[kind](self, argument)
                 if reply is None:
                     return HOLD
                 replies.append(reply)
-                room -= len(reply)
+                size += len(reply)
                 if self._last is not None:
                     return None
-                if room <= 0:
-                    break
-            return AGAIN
+            return None
         finally:
             stream.input = data[position:]
-
-    def _phase(self):
-        return NEW if self.record is None else OPEN
 
     def _init(self, argument):
         client_id, n, batch = argument
@@ -263,7 +250,7 @@ class Session:
             self._last = True
             self._reply = protocol.encode_error(REFUSALS[refusal].format(self.client_id.decode("ascii")))
         else:
-            self._reply = protocol.encode(protocol.ACK)
+            self._reply = protocol.ACK_MESSAGE
             if self.server.tell:
                 self.server.tell("%s: open" % self)
         if self._held:
@@ -274,13 +261,10 @@ class Session:
                 self.stream.resume()
 
     def _recv(self, index):
-        if self._frames is None:
-            self._frames = protocol.Frames(self._draw(), self.record.batch)
-            self.server.drawn(self, len(self._numbers) * DRAWN_BYTES)
-        try:
-            return self._frames.message(index)
-        except IndexError:
+        first = index * self.record.batch
+        if first >= self.record.n:
             return protocol.encode_error(protocol.NO_SUCH_BATCH % index)
+        return protocol.encode_batch(self._draw()[first:first + self.record.batch])
 
     def _fin(self, argument):
         self._last = False
@@ -289,26 +273,22 @@ class Session:
     def _draw(self):
         if self._numbers is None:
             self._numbers = sequence.draw(self.record.seed, self.record.n)
+            self.server.drawn(self, len(self._numbers))
         return self._numbers
 
     def undraw(self):
         """Gives back what can be drawn again."""
-        self._numbers = self._frames = None
+        self._numbers = None
 
     def __str__(self):
         return "connection" if self.client_id is None else self.client_id.decode("ascii")
 
 
-NEW, OPEN = "new", "open"  # the phases of a session
-
-# What is answered when; anything else is out of place.
-ANSWERS = {
-    (NEW, protocol.INIT): Session._init,
-    (NEW, protocol.CONT): Session._cont,
-    (OPEN, protocol.RECV): Session._recv,
-    (OPEN, protocol.FIN): Session._fin,
-}
-OUT_OF_PLACE = {NEW: protocol.TOO_EARLY, OPEN: protocol.TOO_LATE}
+# What is answered before a sequence is open, and then; under None, what is wrong with anything else.
+ANSWERS = (
+    {protocol.INIT: Session._init, protocol.CONT: Session._cont, None: protocol.TOO_EARLY},
+    {protocol.RECV: Session._recv, protocol.FIN: Session._fin, None: protocol.TOO_LATE},
+)
 
 
 class Farewell:

@@ -24,7 +24,7 @@ MISSING = "missing"
 FULL = "full"
 FAILED = "failed"
 
-# All that a sequence can be made from again: the seed (int or text), the count, the batch size.
+# All that a sequence can be made from again: the seed (bytes or text), the count, the batch size.
 Record = collections.namedtuple("Record", ["seed", "n", "batch"])
 
 

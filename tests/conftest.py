@@ -6,13 +6,14 @@ How time passes:
     turn_until(loop, predicate)    the clock stands still, and the sockets get a few real milliseconds a turn
     clock.advance(seconds)         the clock jumps
 
-`turn_until`, `read_from`, `read_to_end` and `run_python` are plain functions, also there as fixtures of the same name.
+The helpers are plain functions; they are also there as fixtures of the same name.
 """
 
 import os
 import selectors
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -116,6 +117,38 @@ def turn_until(loop, predicate, turns=20000, seconds=10):
         selector.socket_wait = before
 
 
+def is_idle(loop, turns=200):
+    """Whether the loop comes to rest: three of its turns together are waits. The clock jumps with them."""
+    waits = 0
+    for _ in range(turns):
+        before = loop.selector.clock()
+        loop.turn()
+        waits = waits + 1 if loop.selector.clock() > before else 0
+        if waits == 3:
+            return True
+    return False
+
+
+def fill(sender, data=b"x" * 65536):
+    """Sends until the kernel takes no more of a plain socket's output; returns how many bytes that was."""
+    timeout = sender.gettimeout()
+    sender.setblocking(False)
+    sent = 0
+    try:
+        while True:
+            sent += sender.send(data)
+    except BlockingIOError:
+        return sent
+    finally:
+        sender.settimeout(timeout)
+
+
+def reset(sender):
+    """Closes a plain socket so that its peer gets a reset."""
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sender.close()
+
+
 def read_from(loop, peer, count, at_once=64 * 1024):
     """Turns the loop until `count` bytes have come to the plain socket `peer`, or its end; returns them."""
     data = bytearray()
@@ -167,6 +200,9 @@ def _as_fixture(function):
 
 
 turn_until_fixture = _as_fixture(turn_until)
+is_idle_fixture = _as_fixture(is_idle)
+fill_fixture = _as_fixture(fill)
+reset_fixture = _as_fixture(reset)
 read_from_fixture = _as_fixture(read_from)
 read_to_end_fixture = _as_fixture(read_to_end)
 run_python_fixture = _as_fixture(run_python)
@@ -226,9 +262,11 @@ def connected_sockets(sockets):
         listening = socket.socket()
         here = socket.socket()
         sockets.extend([listening, here])
-        for each in (listening, here) if buffers else ():
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
+        for each in listening, here:
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a small message is there at once
+            if buffers:
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
         listening.bind(ANY_PORT)
         listening.listen(1)
         here.settimeout(TEST_SECONDS / 3)

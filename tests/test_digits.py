@@ -18,6 +18,12 @@ def test_padded_text_is_the_decimal_text_of_each_number_and_a_separator(numbers,
 
 
 @pytest.mark.parametrize("separator", [b":", b", "])
+@pytest.mark.parametrize("numbers", [b"", b"\0", b"\x64", ALL], ids=repr)
+def test_joined_text_is_the_decimal_text_of_each_number_with_a_separator_in_between(numbers, separator):
+    assert digits.join(numbers, separator) == separator.join(b"%d" % number for number in numbers)
+
+
+@pytest.mark.parametrize("separator", [b":", b", "])
 def test_every_number_takes_equally_many_bytes_so_that_a_run_is_a_slice(separator):
     width = digits.DIGITS + len(separator)
     padded = digits.pad(ALL, separator)

@@ -1,0 +1,276 @@
+"""What the tests of whole programs share: the server and the client as processes, and a server that misbehaves.
+
+Every process has its outputs in files, so that none ever waits for the test, and is killed once its time is up.
+"""
+
+import collections
+import hashlib
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import pytest
+
+from numseq.loop import Stream
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+HOST = "127.0.0.1"
+SECONDS = 20  # that a process may take, at most; none needs a tenth of it
+CLIENT_ID = "123e4567-e89b-12d3-a456-426614174000"
+
+Ended = collections.namedtuple("Ended", ["status", "out", "err"])
+
+
+# ---- processes
+
+
+def environment(**variables):
+    """This process's environment without what would change the programs', and with the variables."""
+    inherited = {name: value for name, value in os.environ.items()
+                 if name not in ("TEST_MODE", "PYTHONUNBUFFERED", "PYTHONPATH")}
+    return dict(inherited, **variables)
+
+
+class Program:
+    """A process: `arguments` after the interpreter's name. `out` and `err` are files, by default new ones."""
+
+    def __init__(self, arguments, cwd, variables, out=None, err=None, preexec=None):
+        self._files = [tempfile.TemporaryFile() if file is None else None for file in (out, err)]
+        self.process = subprocess.Popen(
+            [sys.executable] + [str(argument) for argument in arguments], cwd=str(cwd),
+            env=environment(**variables), stdin=subprocess.DEVNULL, preexec_fn=preexec,
+            stdout=self._files[0] or out, stderr=self._files[1] or err)
+        self._watchdog = threading.Timer(SECONDS, self.process.kill)
+        self._watchdog.daemon = True
+        self._watchdog.start()
+
+    def read(self, which=0):
+        """What is on its standard output (0) or error (1) so far, as text."""
+        file = self._files[which]
+        if file is None:
+            return None
+        return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode("ascii")
+
+    def wait_for(self, text, which=0):
+        """Waits until the text is on its output; returns all that is there."""
+        while text not in self.read(which):
+            ended = self.process.poll() is not None
+            if ended and text not in self.read(which):
+                pytest.fail("it ended without %r:\n%s\n%s" % (text, self.read(0), self.read(1)))
+            time.sleep(0.002)
+        return self.read(which)
+
+    def wait(self):
+        """Waits for its end; returns the exit status and its outputs."""
+        status = self.process.wait()
+        self._watchdog.cancel()
+        return Ended(status, self.read(0), self.read(1))
+
+    def close(self):
+        """Kills it, if it is still there, and gives the files back."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._watchdog.cancel()
+        for file in self._files:
+            if file is not None:
+                file.close()
+
+
+class ServerProgram(Program):
+    """A server on a free port, in TEST_MODE unless told otherwise."""
+
+    def __init__(self, *options, cwd=ROOT, test_mode=True, run=None, variables=None):
+        variables = dict(variables or {}, **({"TEST_MODE": "1"} if test_mode else {}))
+        super().__init__((run or script("server")) + (0,) + options, cwd, variables)
+        line = self.wait_for("\n").splitlines()[0]
+        assert line.startswith("Listening on "), line
+        self.port = int(line.rpartition(":")[2])
+
+    def stop(self):
+        """Ends it as a service manager does; returns what it said."""
+        self.process.terminate()
+        return self.wait()
+
+
+def script(name):
+    """The beginning of a command line that runs a program of the package as a file."""
+    return (os.path.join(ROOT, "numseq", name + ".py"),)
+
+
+def module(name):
+    """The same, as a module."""
+    return ("-m", "numseq." + name)
+
+
+class Programs:
+    """Starts programs in a folder of the test's own, and sees to it that none of them stays."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self._started = []
+
+    def _keep(self, program):
+        self._started.append(program)
+        return program
+
+    def server(self, *options, **keywords):
+        """A ServerProgram."""
+        return self._keep(ServerProgram(*options, **keywords))
+
+    def start_client(self, *arguments, run=script("client"), cwd=None, out=None, err=None, preexec=None, **variables):
+        """A client (a Program) that runs."""
+        return self._keep(Program(run + arguments, cwd or self.folder, variables, out, err, preexec))
+
+    def client(self, *arguments, **keywords):
+        """Runs a client to its end; returns an Ended."""
+        return self.start_client(*arguments, **keywords).wait()
+
+    def python(self, *arguments, cwd=None, **variables):
+        """Runs the interpreter to its end; returns an Ended."""
+        return self._keep(Program(arguments, cwd or self.folder, variables)).wait()
+
+    def close(self):
+        for program in self._started:
+            program.close()
+
+
+@pytest.fixture
+def programs(tmp_path):
+    """A Programs whose clients run in tmp_path."""
+    started = Programs(tmp_path)
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def port():
+    """The port of a server in TEST_MODE that all tests of a file use; what it says on standard error fails the last."""
+    server = ServerProgram()
+    yield server.port
+    ended = server.stop()
+    server.close()
+    assert (ended.status, ended.err) == (0, "")
+
+
+# ---- servers made to misbehave, on the test's loop
+
+SILENCE = b""
+
+
+def cut(peer):
+    """An answer that is a reset."""
+    peer.stream.abort()
+
+
+def end(peer):
+    """An answer that is an orderly end."""
+    peer.stream.close(expect_more=False)
+
+
+def honest(numbers, batch):
+    """What a good server answers: a function from a message (text) to the reply (bytes)."""
+
+    def answer(message):
+        kind, _, content = message.partition(",")
+        if kind in ("INIT", "CONT"):
+            return b"ACK;"
+        if kind == "FIN":
+            return "FAC,{};".format(hashlib.md5(str(list(numbers)).encode("ascii")).hexdigest()).encode("ascii")
+        first = int(content) * batch
+        return "NUM,{};".format(":".join(map(str, numbers[first:first + batch]))).encode("ascii")
+
+    return answer
+
+
+def instead(answer, **others):
+    """The same answers but for some: to a type of messages, or to one as `RECV_1`; bytes, or a function of the Peer."""
+
+    def answer_otherwise(message):
+        kind = message.partition(",")[0]
+        return others.get(message.replace(",", "_"), others.get(kind)) or answer(message)
+
+    others = {name: (lambda: SILENCE) if other == SILENCE else other for name, other in others.items()}
+    return answer_otherwise
+
+
+class Peer:
+    """A connection of a Liar's, as the handler of its stream."""
+
+    def __init__(self, liar, connection, answer):
+        self.heard = []  # messages (text), without their terminators
+        self.error = None
+        self.liar = liar
+        self.answer = answer
+        self._dripping = bytearray()
+        self.stream = Stream(liar.loop, connection, self)
+
+    def received(self, stream):
+        *messages, rest = bytes(stream.input).split(b";")
+        stream.input = rest
+        replies = bytearray()
+        for message in messages:
+            if stream.closing:
+                return
+            message = message.decode("ascii")
+            self.heard.append(message)
+            reply = self.answer(message)
+            if callable(reply):
+                self.say(replies)
+                replies = bytearray()
+                reply = reply(self) if reply in (cut, end) else reply()
+            replies += reply or b""
+        self.say(replies)
+        if stream.ended:
+            stream.close(expect_more=False)
+
+    def closed(self, stream, error):
+        self.error = error
+
+    def say(self, data):
+        """Sends bytes, `drip` of them a turn."""
+        if self.liar.drip is None:
+            self.stream.write(bytes(data))
+            return
+        if data and not self._dripping:
+            self.liar.loop.call_later(0, self._drip)
+        self._dripping += data
+
+    def _drip(self):
+        self.stream.write(bytes(self._dripping[:self.liar.drip]))
+        del self._dripping[:self.liar.drip]
+        if self._dripping:
+            self.liar.loop.call_later(0, self._drip)
+
+
+class Liar:
+    """A server that says what it is told to: its nth connection answers as the nth of `answers`, or as the last."""
+
+    def __init__(self, loop, *answers, port=0, drip=None):
+        self.loop = loop
+        self.drip = drip
+        self.peers = []
+        self._answers = answers
+        self._listener, = loop.listen(HOST, port, self._accepted)
+        self.port = self._listener.address[1]
+
+    def _accepted(self, connection):
+        answer = self._answers[min(len(self.peers), len(self._answers) - 1)]
+        self.peers.append(Peer(self, connection, answer))
+
+    def heard(self):
+        """All messages of all connections, in order."""
+        return [message for peer in self.peers for message in peer.heard]
+
+    def stop_listening(self):
+        self._listener.close()
+
+
+def numbers_of(seed, n):
+    """n numbers, 0 to 100 (a list), as the contract has them for a seed."""
+    draw = random.Random(seed)
+    return [draw.randint(0, 100) for _ in range(n)]

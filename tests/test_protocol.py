@@ -1,0 +1,555 @@
+"""The protocol: bytes in, messages out, and back. No sockets."""
+
+import gc
+import random
+
+import pytest
+
+from numseq import protocol
+from numseq.protocol import ProtocolError
+
+ID = b"123e4567-e89b-12d3-a456-426614174000"
+CHECKSUM = "f90b20dae8c9b7d7be2a5fb7cc856e8b"
+ARABIC_FIVE = "\u0665".encode()
+
+REQUESTS = [
+    (b"INIT,%b,5,5;" % ID, (b"INIT", (ID, 5, 5))),
+    (b"INIT,%b,0,1;" % ID, (b"INIT", (ID, 0, 1))),
+    (b"INIT,%b,65535,65535;" % ID.upper(), (b"INIT", (ID.upper(), 65535, 65535))),
+    (b"CONT,%b;" % ID, (b"CONT", ID)),
+    (b"CONT,%b;" % ID.upper(), (b"CONT", ID.upper())),
+    (b"CONT,FFFFFFFF-ffff-FFFF-ffff-FFFFFFFFFFFF;", (b"CONT", b"FFFFFFFF-ffff-FFFF-ffff-FFFFFFFFFFFF")),
+    (b"RECV,0;", (b"RECV", 0)),
+    (b"RECV,65534;", (b"RECV", 65534)),
+    (b"RECV,99999999999999999999;", (b"RECV", 99999999999999999999)),
+    (b"FIN;", (b"FIN", None)),
+]
+REPLIES = [
+    (b"ACK;", (b"ACK", None)),
+    (b"NUM,0;", (b"NUM", b"\0")),
+    (b"NUM,6:41:81:68:68;", (b"NUM", bytes([6, 41, 81, 68, 68]))),
+    (b"NUM,100:0:100;", (b"NUM", bytes([100, 0, 100]))),
+    (b"FAC,%b;" % CHECKSUM.encode(), (b"FAC", CHECKSUM)),
+    (b"ERR,%b already exist;" % ID, (b"ERR", "%s already exist" % ID.decode())),
+    (b"ERR,a, b: c;", (b"ERR", "a, b: c")),
+    (b"ERR,;", (b"ERR", "")),
+]
+
+# What is no number, though int() takes much of it.
+NO_NUMBERS = [b"", b" ", b"1_0", b" 5", b"5 ", b"+5", b"-1", b"-0", b"5\n", b"5.0", b"5e0", b"0x5", b"five", b"5\0", b"\0",
+              ARABIC_FIVE, "\u00b2".encode("latin-1"), "\u0661\u0662".encode(), b"5:5"]
+
+# What is no client id.
+NO_IDS = [b"", ID[:-1], ID + b"0", b"{" + ID + b"}", b"urn:uuid:" + ID, ID.replace(b"-", b""), ID.replace(b"-", b"_"),
+          ID.replace(b"a", b"g"), b" " + ID[1:], ID[:-1] + b"\n", ID[:-1] + b"\0", ID[:8] + b"0" + ID[8:-1],
+          b"x" * 36, protocol.ID_SHAPE, b"-" * 36, ID[:-2] + ARABIC_FIVE, ID.replace(b"-", b"0")]
+
+
+def split(data, longest, parse):
+    """What the messages in data are, up to the first that is wrong (its ProtocolError), and the bytes that are left."""
+    found = []
+    position = 0
+    while True:
+        try:
+            end = protocol.find_end(data, position, longest)
+            if end < 0:
+                return found, bytes(data[position:])
+            found.append(parse(bytes(data[position:end])))
+        except ProtocolError as error:
+            return found + [error], bytes(data[position:])
+        position = end + 1
+
+
+def split_requests(data):
+    return split(data, protocol.LONGEST_REQUEST, protocol.parse_request)
+
+
+def split_replies(data):
+    return split(data, protocol.LONGEST_REPLY, protocol.parse_reply)
+
+
+# ---- messages, both directions
+
+
+@pytest.mark.parametrize("data, parsed", REQUESTS)
+def test_every_request_is_read_as_what_it_says(data, parsed):
+    assert split_requests(data) == ([parsed], b"")
+
+
+@pytest.mark.parametrize("data, parsed", REPLIES)
+def test_every_reply_is_read_as_what_it_says(data, parsed):
+    assert split_replies(data) == ([parsed], b"")
+
+
+@pytest.mark.parametrize("message, data", [
+    ((b"INIT", ID, b"5", b"6"), b"INIT,%b,5,6;" % ID),
+    ((b"CONT", ID), b"CONT,%b;" % ID),
+    ((b"RECV", b"7"), b"RECV,7;"),
+    ((b"FIN",), b"FIN;"),
+    ((b"ACK",), b"ACK;"),
+    ((b"FAC", CHECKSUM.encode()), b"FAC,%b;" % CHECKSUM.encode()),
+])
+def test_a_message_is_written_as_the_wire_has_it(message, data):
+    assert protocol.encode(*message) == data
+
+
+@pytest.mark.parametrize("first, last", [(0, 0), (0, 1), (9, 12), (65533, 65535)])
+def test_requests_for_a_range_of_batches_are_written_as_one_by_one(first, last):
+    assert protocol.encode_receives(first, last) == b"".join(b"RECV,%d;" % i for i in range(first, last))
+
+
+@pytest.mark.parametrize("what", [
+    protocol.UNKNOWN_TYPE, protocol.NO_CONTENT % "FIN", protocol.INVALID_ID, protocol.INVALID_N, protocol.INVALID_BATCH,
+    protocol.INVALID_FIELDS, protocol.INVALID_INDEX, protocol.TOO_LONG, protocol.UNFINISHED, protocol.TOO_EARLY,
+    protocol.TOO_LATE, protocol.ALREADY_EXISTS.format(ID.decode()), protocol.DOES_NOT_EXIST.format(ID.decode()),
+    protocol.NO_SUCH_BATCH % 7, protocol.TOO_MANY_CLIENTS, protocol.TOO_MANY_CONNECTIONS, protocol.STORE_FAILED])
+def test_whatever_is_wrong_reaches_the_client_as_one_message(what):
+    assert split_replies(protocol.encode_error(what)) == ([(b"ERR", what)], b"")
+
+
+def test_an_error_that_is_not_ascii_can_still_be_said():
+    (kind, text), = split_replies(protocol.encode_error("caf\u00e9 \udcff"))[0]
+    assert kind == b"ERR" and text.startswith("caf")
+
+
+def test_all_messages_in_one_packet_are_told_apart():
+    assert split_requests(b"".join(data for data, _ in REQUESTS)) == ([parsed for _, parsed in REQUESTS], b"")
+    assert split_replies(b"".join(data for data, _ in REPLIES)) == ([parsed for _, parsed in REPLIES], b"")
+
+
+@pytest.mark.parametrize("split_it, messages", [(split_requests, REQUESTS), (split_replies, REPLIES)])
+def test_every_beginning_of_a_message_waits_for_the_rest(split_it, messages):
+    for data, _ in messages:
+        for length in range(len(data)):
+            assert split_it(data[:length]) == ([], data[:length])
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS + [b"65536", b"99999999999999999999"])
+@pytest.mark.parametrize("message, what", [
+    (b"INIT,%b,%%b,5" % ID, protocol.INVALID_N), (b"INIT,%b,5,%%b" % ID, protocol.INVALID_BATCH)])
+def test_a_count_that_is_no_number_or_out_of_range_is_refused(message, what, text):
+    with pytest.raises(ProtocolError) as caught:
+        protocol.parse_request(message % text)
+    assert str(caught.value) == what
+
+
+def test_a_batch_of_no_numbers_is_refused():
+    with pytest.raises(ProtocolError) as caught:
+        protocol.parse_request(b"INIT,%b,5,0" % ID)
+    assert str(caught.value) == protocol.INVALID_BATCH
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS + [b"5,5", b"5,"])
+def test_an_index_that_is_no_number_is_refused(text):
+    with pytest.raises(ProtocolError) as caught:
+        protocol.parse_request(b"RECV," + text)
+    assert str(caught.value) == protocol.INVALID_INDEX
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS + [b"101", b"007", b"00", b"1,2", b"1:", b":1", b"1::2"])
+def test_a_batch_with_what_is_no_number_from_0_to_100_is_refused(text):
+    if text == b"5:5":
+        return  # is two of them
+    for content in (text, b"1:" + text, text + b":1"):
+        with pytest.raises(ProtocolError):
+            protocol.parse_reply(b"NUM," + content)
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
+def test_parse_number_takes_ascii_digits_only(text):
+    with pytest.raises(ValueError):
+        protocol.parse_number(text, 0, 10 ** 9)
+
+
+@pytest.mark.parametrize("text, number", [(b"4", None), (b"5", 5), (b"7", 7), (b"8", None), (b"007", 7)])
+def test_parse_number_keeps_to_its_range(text, number):
+    if number is None:
+        with pytest.raises(ValueError):
+            protocol.parse_number(text, 5, 7)
+    else:
+        assert protocol.parse_number(text, 5, 7) == number
+
+
+@pytest.mark.parametrize("text", NO_IDS)
+def test_what_is_no_uuid_is_refused_as_a_client_id(text):
+    assert not protocol.is_id(text)
+    for message in (b"CONT," + text, b"INIT,%b,5,5" % text):
+        with pytest.raises(ProtocolError):
+            protocol.parse_request(message)
+
+
+def test_of_all_bytes_only_hex_digits_are_taken_in_a_client_id():
+    taken = bytes(i for i in range(256) if protocol.is_id(bytes([i]) + ID[1:]))
+    assert taken == b"0123456789ABCDEFabcdef"
+    assert bytes(i for i in range(256) if protocol.is_id(ID[:8] + bytes([i]) + ID[9:])) == b"-"
+
+
+@pytest.mark.parametrize("message", [
+    b"", b",", b"INIT", b"INIT,", b"INIT,%b" % ID, b"INIT,%b,5" % ID, b"INIT,%b,5,5,5" % ID, b"INIT,%b,5,5," % ID,
+    b"init,%b,5,5" % ID, b" INIT,%b,5,5" % ID, b"\nFIN", b"FIN\n", b"FIN,", b"FIN,1", b"fin", b"RECV", b"recv,0", b"CONT",
+    b"CONT,%b," % ID, b"ACK", b"NUM,1", b"NOPE", b"\xff\xfe", b"\0"])
+def test_a_request_that_is_none_is_refused(message):
+    with pytest.raises(ProtocolError):
+        protocol.parse_request(message)
+
+
+@pytest.mark.parametrize("message", [
+    b"", b",", b"ACK,", b"ACK,1", b"ack", b"NUM", b"NUM,", b"FAC", b"FAC,", b"FAC," + CHECKSUM.encode()[:-1],
+    b"FAC," + CHECKSUM.encode() + b"0", b"FAC," + CHECKSUM.upper().encode(), b"FAC," + b" " * 32, b"FAC," + b"g" * 32,
+    b"FAC,a" + b"g" * 30 + b"a", b"FIN", b"RECV,0", b"\nACK", b"NOPE", b"\xff\xfe", b"\0"])
+def test_a_reply_that_is_none_is_refused(message):
+    with pytest.raises(ProtocolError):
+        protocol.parse_reply(message)
+
+
+# ---- how long a message may be
+
+
+def test_the_longest_request_is_taken_and_is_the_longest():
+    longest = b"INIT,%b,65535,65535;" % ID
+    assert len(longest) == protocol.LONGEST_REQUEST
+    assert split_requests(longest) == ([(b"INIT", (ID, 65535, 65535))], b"")
+
+
+def test_the_longest_reply_is_taken_and_is_the_longest():
+    longest = b"NUM," + b":".join([b"100"] * 65535) + b";"
+    assert len(longest) == protocol.LONGEST_REPLY
+    assert split_replies(longest) == ([(b"NUM", b"\x64" * 65535)], b"")
+
+
+@pytest.mark.parametrize("longest", [protocol.LONGEST_REQUEST, protocol.LONGEST_REPLY])
+@pytest.mark.parametrize("before", [b"", b"FIN;" * 3])
+def test_a_message_a_byte_too_long_is_refused_before_its_end_is_there(longest, before):
+    start = len(before)
+    data = before + b"R" * (longest - 1)
+    assert protocol.find_end(data, start, longest) == -1
+    assert protocol.find_end(data + b";", start, longest) == start + longest - 1
+    for too_long in (data + b"R", data + b"R;", data + b"R" * 100 + b";"):
+        with pytest.raises(ProtocolError):
+            protocol.find_end(too_long, start, longest)
+
+
+def test_an_end_is_found_wherever_the_search_goes_on():
+    data = b"FIN;RECV,12;"
+    for searched in range(11):
+        assert protocol.find_end(data, 4, 54, searched) == 11
+    assert protocol.find_end(data[:-1], 4, 54, 8) == -1
+
+
+# ---- totality: a parse or a ProtocolError, and nothing else
+
+
+def mutations(seed, messages, count):
+    """Runs of messages with some bytes changed, dropped, doubled or cut off, and runs of bytes of any kind."""
+    generator = random.Random(seed)
+    alphabet = b";,:-0123456789INITCONTRECVFNUMAKE\0\n \xff\xd9\xa5"
+    for _ in range(count):
+        data = bytearray(b"".join(generator.choice(messages)[0] for _ in range(generator.randint(0, 4))))
+        for _ in range(generator.choice([0, 1, 1, 2, 8])):
+            place = generator.randint(0, len(data))
+            byte = generator.choice([generator.choice(alphabet), generator.randrange(256)])
+            length = generator.choice([0, 1, 1, 5])
+            data[place:place + length] = generator.choice([b"", bytes([byte]), bytes([byte]) * 2, bytes(data[:place])])
+        yield bytes(data[:generator.choice([len(data), generator.randint(0, len(data))])])
+        yield bytes(generator.choice(alphabet) for _ in range(generator.randint(0, 80)))
+        yield bytes(generator.randrange(256) for _ in range(generator.randint(0, 80)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("split_it, messages", [(split_requests, REQUESTS), (split_replies, REPLIES)])
+def test_any_bytes_are_messages_or_a_protocol_error(split_it, messages, seed):
+    refused = 0
+    for data in mutations(seed, messages, 250):
+        found, rest = split_it(data)
+        assert split_it(bytearray(data))[1] == rest
+        if found and isinstance(found[-1], ProtocolError):
+            refused += 1
+            what = str(found[-1])
+            assert what and what == protocol.printable(what.encode()) and ";" not in what
+    assert refused > 100
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("longest, parse, messages", [
+    (protocol.LONGEST_REQUEST, protocol.parse_request, REQUESTS), (protocol.LONGEST_REPLY, protocol.parse_reply, REPLIES)])
+def test_bytes_that_come_one_by_one_are_the_same_messages(longest, parse, messages, seed):
+    for data in mutations(seed, messages, 50):
+        found, position = [], 0
+        for length in range(len(data) + 1):
+            try:
+                end = protocol.find_end(data[:length], position, longest, length - 1)
+                if end >= 0:
+                    found.append(parse(data[position:end]))
+                    position = end + 1
+            except ProtocolError:
+                found.append(ProtocolError)
+                break
+        at_once = split(data, longest, parse)[0]
+        assert found == [ProtocolError if isinstance(each, ProtocolError) else each for each in at_once]
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_fast_paths_raise_nothing_whatever_the_bytes(kind, seed):
+    numbers = bytes(range(50))
+    for data in mutations(seed, REQUESTS + REPLIES, 250):
+        for prefix in (b"", b"RECV,", b"NUM,"):
+            protocol.answer_receives(kind(prefix + data), numbers, 5, 100)
+            protocol.split_numbers(kind(prefix + data), 2, 100)
+
+
+# ---- a server's fast path
+
+
+def numbers_of(seed, n):
+    generator = random.Random(seed)
+    return bytes(generator.choice([0, 9, 10, 99, 100, generator.randint(0, 100)]) for _ in range(n))
+
+
+def batches_of(numbers, batch):
+    return [numbers[i:i + batch] for i in range(0, len(numbers), batch)]
+
+
+def text_of(numbers):
+    return b"NUM," + b":".join(b"%d" % number for number in numbers) + b";"
+
+
+def plain_answers(data, batches, most):
+    """(answers, bytes taken) of the RECVs of batches that data begins with, at most `most`, one by one."""
+    answers, position = [], 0
+    while len(answers) < most:
+        try:
+            end = protocol.find_end(data, position, protocol.LONGEST_REQUEST)
+            kind, index = protocol.parse_request(bytes(data[position:end])) if end >= 0 else (None, None)
+        except ProtocolError:
+            break
+        if kind != b"RECV" or index >= len(batches):
+            break
+        answers.append(text_of(batches[index]))
+        position = end + 1
+    return b"".join(answers), position
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 62, 63, 64, 65, 66, 100, 1000])
+def test_a_batch_is_written_as_the_wire_has_it_however_long_it_is(n):
+    for seed in range(5):
+        assert protocol.encode_batch(numbers_of(seed, n)) == text_of(numbers_of(seed, n))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 63, 64, 65, 300])
+@pytest.mark.parametrize("count", [1, 2, 3, 30])
+def test_batches_are_written_as_one_by_one(batch, count):
+    numbers = numbers_of(batch, batch * count)
+    assert protocol.encode_batches(numbers, batch) == b"".join(map(text_of, batches_of(numbers, batch)))
+
+
+def test_the_longest_batch_is_the_longest_message():
+    numbers = b"\x64" * 65535
+    assert protocol.encode_batch(numbers) == text_of(numbers)
+    assert len(text_of(numbers)) == protocol.LONGEST_REPLY
+    assert protocol.answer_receives(b"RECV,0;", numbers, 65535, 10) == (text_of(numbers), 7)
+
+
+OTHERS = [b"FIN;", b"CONT,%b;" % ID, b"INIT,%b,5,5;" % ID, b"RECV,;", b"RECV;", b"RECV,-1;", b"RECV,+1;", b"RECV, 1;",
+          b"RECV,1_0;", b"RECV,%b;" % ARABIC_FIVE, b"RECV,1,1;", b";", b"RECV", b"\0", b"recv,1;", b"RECV,65535;",
+          b"RECV,65536;", b"RECV,99999999999999999999;", b"RECV,1\n;", b"RECV,RECV,1;", b"RECV,1;;"]
+
+
+def runs_of_requests(generator, count):
+    """Requests as clients send them, and as they do not: (bytes, whether all are RECVs of full batches and whole)."""
+    indices = [generator.randrange(count) if count else 0 for _ in range(generator.choice([1, 2, 5, 40]))]
+    pieces = [b"RECV,%d;" % index for index in indices]
+    yield b"".join(pieces), count > 0
+    aliases = list(pieces)
+    aliases[generator.randrange(len(aliases))] = b"RECV,00%d;" % indices[0]
+    yield b"".join(aliases), count > 0
+    beyond = list(pieces)
+    beyond[generator.randrange(len(beyond))] = b"RECV,%d;" % (count + generator.choice([0, 0, 1, 2, 100]))
+    yield b"".join(beyond), False
+    mixed = list(pieces)
+    mixed.insert(generator.randint(0, len(mixed)), generator.choice(OTHERS))
+    yield b"".join(mixed), False
+    whole = b"".join(pieces)
+    yield whole[:generator.randint(0, len(whole))], False
+    yield whole + b"RECV,%d;"[:generator.randint(1, 6)], False
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+@pytest.mark.parametrize("seed", range(12))
+def test_a_run_of_requests_is_answered_as_one_by_one(kind, seed):
+    generator = random.Random(seed)
+    taken_fast = 0
+    for _ in range(40):
+        n = generator.choice([0, 1, 2, 10, 64, 300, 300])
+        batch = generator.choice([1, 2, 5, 5, 63, 64, 65, 299, 300, 65535])
+        numbers = numbers_of(generator.random(), n)
+        batches = batches_of(numbers, batch)
+        for count in {len(batches), n // batch}:  # with the short one at the end, and without
+            for data, whole in runs_of_requests(generator, count):
+                most = generator.choice([1, 2, 5, 39, 40, 41, 1000])
+                answered = protocol.answer_receives(kind(data), numbers, batch, most)
+                if answered is not None:
+                    taken_fast += 1
+                    assert answered == plain_answers(data, batches, most)
+                else:
+                    assert not whole or count > n // batch, "a run of nothing but full batches was left to the slow path"
+    assert taken_fast > 40
+
+
+@pytest.mark.parametrize("data", [b"", b"RECV,", b"RECV,1", b"FIN;", b"RECV;", b"ECV,1;", b";RECV,1;", b"CONT,%b;" % ID])
+def test_what_does_not_begin_with_a_whole_recv_is_left_to_the_plain_path(data):
+    assert protocol.answer_receives(data, b"\1" * 10, 5, 10) is None
+
+
+def test_many_sequences_of_one_batch_size_do_not_see_each_others_ends():
+    """What is remembered of a size of batches is shared by long and short sequences."""
+    long, short = numbers_of(1, 1000), numbers_of(2, 12)
+    assert protocol.answer_receives(b"RECV,0;RECV,199;", long, 5, 9) == (text_of(long[:5]) + text_of(long[995:]), 16)
+    for data in (b"RECV,199;", b"RECV,0;RECV,3;", b"RECV,0;RECV,2;RECV,1;"):
+        answered = protocol.answer_receives(data, short, 5, 9)
+        assert answered in (None, plain_answers(data, batches_of(short, 5), 9))
+    assert protocol.answer_receives(b"RECV,1;RECV,0;", short, 5, 9) == (text_of(short[5:10]) + text_of(short[:5]), 14)
+
+
+# ---- what is remembered of indices is bounded
+
+
+def remembered():
+    """(sizes of batches, places over all of them) that are held anywhere."""
+    all_places = [each for each in gc.get_objects() if isinstance(each, protocol.Places)]
+    return len(all_places), sum(map(len, all_places))
+
+
+def test_places_of_batches_are_bounded_however_many_are_asked_for():
+    numbers = numbers_of(3, 65535)
+    seen = 0
+    for batch in (1, 2, 3):
+        batches = batches_of(numbers, batch)
+        for first in range(0, len(batches) - 4000, 4001):
+            data = protocol.encode_receives(first, first + 4000)
+            expected = b"".join(map(text_of, batches[first:first + 4000]))
+            assert protocol.answer_receives(data, numbers, batch, 4000) == (expected, len(data))
+            count = remembered()[1]
+            assert count <= protocol.PLACES_MOST
+            seen = max(seen, count)
+    assert seen > protocol.PLACES_MOST // 2, "nothing is remembered, so this shows nothing"
+
+
+def test_sizes_of_batches_are_bounded_however_many_there_are():
+    numbers = numbers_of(4, 400)
+    for batch in list(range(1, 3 * protocol.SIZES_MOST)) + list(range(1, 5)):
+        assert protocol.answer_receives(b"RECV,0;RECV,0;", numbers, batch, 2) == (2 * text_of(numbers[:batch]), 14)
+        sizes, places = remembered()
+        assert sizes <= protocol.SIZES_MOST and places <= protocol.PLACES_MOST
+
+
+def test_other_ways_to_write_an_index_are_answered_and_not_remembered():
+    numbers = numbers_of(5, 10)
+    protocol.answer_receives(b"RECV,0;RECV,1;", numbers, 5, 2)
+    before = remembered()
+    for zeros in range(1, 45):
+        data = b"RECV,%b1;" % (b"0" * zeros)
+        assert protocol.answer_receives(data, numbers, 5, 2) == (text_of(numbers[5:]), len(data))
+    assert remembered() == before
+
+
+def test_indices_of_no_batch_are_remembered_within_the_bounds_too():
+    for first in range(0, 10 ** 5, 500):
+        for index in range(first, first + 500):
+            assert (protocol.answer_receives(b"RECV,%d;" % index, b"\1", 1, 9) is None) == (index > 0)
+    assert remembered()[1] <= protocol.PLACES_MOST
+
+
+# ---- a client's fast path
+
+
+def plain_numbers(data, batch, most):
+    """(numbers, bytes taken) of the NUMs of full batches that data begins with, at most `most`, one by one."""
+    numbers, position = b"", 0
+    for _ in range(most):
+        try:
+            end = protocol.find_end(data, position, protocol.LONGEST_REPLY)
+            kind, content = protocol.parse_reply(bytes(data[position:end])) if end >= 0 else (None, None)
+        except ProtocolError:
+            break
+        if kind != b"NUM" or len(content) != batch:
+            break
+        numbers += content
+        position = end + 1
+    return numbers, position
+
+
+OTHER_REPLIES = [b"ACK;", b"FAC,%b;" % CHECKSUM.encode(), b"ERR,x;", b"NUM,;", b"NUM;", b"NUM,101;", b"NUM,-1;", b"NUM,1_0;",
+                 b"NUM, 5;", b"NUM,007;", b"NUM,%b;" % ARABIC_FIVE, b";", b"NUM", b"\0", b"NUM,1:;", b"NUM,:1;", b"NUM,1;;",
+                 b"NUM,NUM,1;", b"NUM,1::1;"]
+
+
+def runs_of_replies(generator, batch):
+    count = generator.choice([1, 2, 5, 40])
+    pieces = [text_of(numbers_of(generator.random(), batch)) for _ in range(count)]
+    whole = b"".join(pieces)
+    yield whole, True
+    short = list(pieces)
+    short[generator.randrange(count)] = text_of(numbers_of(7, generator.choice([max(1, batch - 1), batch + 1])))
+    yield b"".join(short), False
+    swapped = list(pieces)
+    swapped[generator.randrange(count)] = text_of(b"\1" * (batch + 1))
+    swapped.append(text_of(b"\1" * max(1, batch - 1)))  # as many numbers in all
+    yield b"".join(swapped), False
+    mixed = list(pieces)
+    mixed.insert(generator.randint(0, count), generator.choice(OTHER_REPLIES))
+    yield b"".join(mixed), False
+    yield whole[:generator.randint(0, len(whole))], False
+    yield whole + pieces[0][:generator.randint(1, len(pieces[0]) - 1)], False
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+@pytest.mark.parametrize("seed", range(12))
+def test_a_run_of_batches_is_read_as_one_by_one(kind, seed):
+    generator = random.Random(seed)
+    taken_fast = 0
+    for _ in range(25):
+        batch = generator.choice([1, 2, 3, 5, 17])
+        for data, whole in runs_of_replies(generator, batch):
+            most = generator.choice([1, 2, 5, 39, 40, 41, 1000])
+            plain = plain_numbers(data, batch, most)
+            run = protocol.split_numbers(kind(data), batch, most)
+            if run is not None:
+                taken_fast += 1
+                assert run == plain
+            else:
+                assert not whole, "a run of nothing but full batches was left to the slow path"
+    assert taken_fast > 30
+
+
+@pytest.mark.parametrize("data", [b"", b"NUM,", b"NUM,1", b"ACK;", b"NUM;", b"UM,1;", b";NUM,1;"])
+def test_what_does_not_begin_with_a_whole_batch_is_left_to_the_plain_path(data):
+    assert protocol.split_numbers(data, 1, 10) is None
+
+
+def test_what_server_and_client_do_fast_fits_together():
+    numbers = numbers_of(6, 1000)
+    requests = protocol.encode_receives(0, 100)
+    answers, taken = protocol.answer_receives(requests, numbers, 10, 100)
+    assert taken == len(requests)
+    assert protocol.split_numbers(answers, 10, 100) == (numbers, len(answers))
+
+
+# ---- what may be shown
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_nothing_that_moves_a_cursor_is_shown(kind):
+    text = protocol.printable(kind(range(256)))
+    assert len(text) == 256
+    assert all(" " <= character <= "~" for character in text)
+    assert text[32:127] == bytes(range(32, 127)).decode()
+
+
+def test_an_error_of_a_hostile_server_cannot_write_to_the_terminal():
+    kind, text = protocol.parse_reply(b"ERR,\x1b[2J\r\n\x9b\x00ok\xff")
+    assert kind == b"ERR" and text.endswith("ok?")
+    assert all(" " <= character <= "~" for character in text)

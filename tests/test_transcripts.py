@@ -1,0 +1,356 @@
+"""The programs as a user sees them: the transcripts of the contract, byte for byte, and what a wrong command line gets."""
+
+import errno
+import hashlib
+import itertools
+import os
+import re
+import socket
+import time
+import uuid
+import zipfile
+
+import pytest
+from programs import CLIENT_ID, HOST, ROOT, module, numbers_of, port, programs, script  # noqa: F401 (fixtures)
+
+RESET = "ERROR: [Errno %d] %s\n" % (errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+REFUSED = "ERROR: [Errno %d] %s\n" % (errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+
+
+def batches_of(n, batch=5, client_id=CLIENT_ID):
+    numbers = numbers_of(client_id, n)
+    return [numbers[first:first + batch] for first in range(0, n, batch)]
+
+
+def transcript(n, batch=5, client_id=CLIENT_ID, skipped=None):
+    """The lines of a whole NEW, or of a CONTINUE that has `skipped` batches."""
+    if skipped is None:
+        yield "Sending message: 'INIT,%s,%d,%d;'\n" % (client_id, n, batch)
+    else:
+        yield "Sending message: 'CONT,%s;'\n" % client_id
+    yield "Received: ACK;\n"
+    yield "Requesting numbers\n"
+    for index in range(skipped or 0):
+        yield "Skipping chunk-nr: %d\n" % index
+    for index, numbers in itertools.islice(enumerate(batches_of(n, batch, client_id)), skipped or 0, None):
+        yield "Sending message: 'RECV,%d;'\n" % index
+        yield "Received: NUM,%s;\n" % ":".join(map(str, numbers))
+    everything = numbers_of(client_id, n)
+    checksum = hashlib.md5(str(everything).encode("ascii")).hexdigest()
+    yield "Sending message: 'FIN;'\n"
+    yield "Received: FAC,%s;\n" % checksum
+    yield "Closing the connection\n"
+    yield "The SUM of numbers is: %d\n" % sum(everything)
+    yield "Checksum (%s) is valid!\n" % checksum
+
+
+# ---- the transcripts
+
+
+TRANSCRIPT_1 = """\
+Sending message: 'INIT,123e4567-e89b-12d3-a456-426614174000,5,5;'
+Received: ACK;
+Requesting numbers
+Sending message: 'RECV,0;'
+Received: NUM,6:41:81:68:68;
+Sending message: 'FIN;'
+Received: FAC,f90b20dae8c9b7d7be2a5fb7cc856e8b;
+Closing the connection
+The SUM of numbers is: 264
+Checksum (f90b20dae8c9b7d7be2a5fb7cc856e8b) is valid!
+"""
+TRANSCRIPT_2 = """\
+Sending message: 'INIT,123e4567-e89b-12d3-a456-426614174000,5,5;'
+Received: ERR,123e4567-e89b-12d3-a456-426614174000 already exist;
+"""
+TRANSCRIPT_4 = """\
+Sending message: 'CONT,123e4567-e89b-12d3-a456-426614174000;'
+Received: ACK;
+Requesting numbers
+Skipping chunk-nr: 0
+Skipping chunk-nr: 1
+Sending message: 'FIN;'
+Received: FAC,9b14501c5359fb4eac96df9e874348b2;
+Closing the connection
+The SUM of numbers is: 531
+Checksum (9b14501c5359fb4eac96df9e874348b2) is valid!
+"""
+TRANSCRIPT_5 = """\
+Sending message: 'CONT,123e4567-e89b-12d3-a456-426614174000;'
+Received: ERR,Client-id: 123e4567-e89b-12d3-a456-426614174000 does not exist;
+"""
+WITH_ID = "--client_id", CLIENT_ID
+
+
+def test_a_new_sequence_prints_transcript_1_and_the_same_id_again_transcript_2(programs):
+    server = programs.server()
+    assert programs.client("NEW", 5, server.port, *WITH_ID) == (0, TRANSCRIPT_1, "")
+    assert programs.client("NEW", 5, server.port, *WITH_ID) == (3, TRANSCRIPT_2, "")
+    assert server.stop() == (0, "Listening on 127.0.0.1:%d\n" % server.port, "")
+
+
+def test_a_continue_after_the_end_skips_all_and_a_refused_new_in_between_changes_nothing(programs):
+    server = programs.server()
+    first = programs.client("NEW", 10, server.port, *WITH_ID)
+    assert first == (0, "".join(transcript(10)), "")
+    assert "NUM,6:41:81:68:68;" in first.out and "NUM,41:10:40:78:98;" in first.out
+    assert programs.client("CONTINUE", server.port) == (0, TRANSCRIPT_4, "")
+    assert programs.client("NEW", 5, server.port, *WITH_ID).out == TRANSCRIPT_2
+    assert programs.client("CONTINUE", server.port) == (0, TRANSCRIPT_4, "")
+
+
+def test_a_sequence_dropped_by_the_session_timeout_is_continued_to_exactly_the_right_end(programs):
+    server = programs.server("--session-timeout", 0.05)
+    whole = "".join(transcript(10000))
+    ended = programs.client("NEW", 10000, server.port, *WITH_ID)
+    skipped, asked, drops = None, 0, 0
+    while ended.status == 4 and drops < 100:
+        drops += 1
+        assert ended.err == "client.py: to go on: client.py CONTINUE %d\n" % server.port
+        assert ended.out.endswith(RESET)
+        said = ended.out[:-len(RESET)]
+        assert said.splitlines()[-1].startswith("Sending message: ")
+        assert whole.startswith(said), "something else was said before the drop"
+        asked = max(asked, said.count("RECV,") - 1 + (skipped or 0))
+        ended = programs.client("CONTINUE", server.port)
+        skipped = ended.out.count("Skipping")
+        assert skipped == asked, "what has arrived is asked for again, or what has not is skipped"
+        whole = "".join(transcript(10000, skipped=skipped))
+    assert drops, "the session timeout dropped nothing"
+    assert ended == (0, whole, "")
+    assert ended.out.endswith("""\
+Received: NUM,40:53:59:98:3;
+Sending message: 'FIN;'
+Received: FAC,589f9ca74cb5ea9a32eddd14840d5b64;
+Closing the connection
+The SUM of numbers is: 504721
+Checksum (589f9ca74cb5ea9a32eddd14840d5b64) is valid!
+""")
+
+
+def test_the_batches_around_the_drop_of_transcript_3_are_those_of_the_contract():
+    assert batches_of(10000)[630] == [54, 94, 94, 19, 96]
+
+
+def test_a_sequence_is_purged_after_its_retention_and_the_server_says_so(programs):
+    server = programs.server("--retention", 0.3)
+    began = time.monotonic()
+    assert programs.client("NEW", 5, server.port, *WITH_ID).status == 0
+    said = server.wait_for("Purging")
+    assert time.monotonic() - began >= 0.3
+    assert said == "Listening on 127.0.0.1:%d\nPurging client info for: %s\n" % (server.port, CLIENT_ID)
+    assert programs.client("CONTINUE", server.port) == (3, TRANSCRIPT_5, "")
+    assert programs.client("NEW", 5, server.port, *WITH_ID) == (0, TRANSCRIPT_1, "")
+
+
+def test_the_clocks_are_one_second_and_thirty_by_default():
+    from numseq import server
+
+    settings = server.parse_arguments(["5000"], "server.py")
+    assert (settings.session_timeout, settings.retention, settings.host) == (1, 30, HOST)
+
+
+@pytest.mark.parametrize("n, batch", [(0, 5), (1, 5), (7, 3), (9, 3), (3, 65535), (101, 1)])
+def test_other_counts_and_batches_have_the_same_transcript(programs, port, n, batch):
+    client_id = str(uuid.uuid4())
+    ended = programs.client("NEW", n, port, "--client-id", client_id, "--batch_size", batch)
+    assert ended == (0, "".join(transcript(n, batch, client_id)), "")
+    ended = programs.client("CONTINUE", port)
+    assert ended == (0, "".join(transcript(n, batch, client_id, -(-n // batch))), "")
+
+
+def test_an_id_in_upper_case_is_one_too(programs, port):
+    client_id = str(uuid.uuid4()).upper()
+    assert programs.client("NEW", 7, port, "--client_id", client_id).out == "".join(transcript(7, 5, client_id))
+
+
+def test_without_test_mode_a_continue_agrees_with_its_new_but_nothing_follows_from_the_id(programs):
+    server = programs.server(test_mode=False)
+    other = programs.server(test_mode=False)
+    results = []
+    for each in server, other:
+        ended = programs.client("NEW", 50, each.port, *WITH_ID)
+        continued = programs.client("CONTINUE", each.port)
+        assert ended.status == continued.status == 0
+        assert ended.out.splitlines()[-2:] == continued.out.splitlines()[-2:]
+        results.append(ended.out.splitlines()[-1])
+    results.append("Checksum (%s) is valid!" % hashlib.md5(str(numbers_of(CLIENT_ID, 50)).encode("ascii")).hexdigest())
+    assert len(set(results)) == 3, "a sequence follows from its id"
+
+
+def test_without_client_id_every_new_has_a_new_random_uuid(programs, port):
+    names = [re.search("INIT,([^,]+),", programs.client("NEW", 1, port).out).group(1) for _ in range(2)]
+    assert len(set(names)) == 2
+    assert all(uuid.UUID(name).version == 4 and str(uuid.UUID(name)) == name for name in names)
+
+
+# ---- how the programs are found
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """The package in a zip."""
+    path = str(tmp_path / "numseq.zip")
+    with zipfile.ZipFile(path, "w") as file:
+        folder = os.path.join(ROOT, "numseq")
+        for name in os.listdir(folder):
+            if name.endswith(".py"):
+                file.write(os.path.join(folder, name), "numseq/" + name)
+    return path
+
+
+@pytest.mark.parametrize("found", ["folder", "zip", "archive"])
+def test_the_programs_run_as_modules_and_from_a_zip(programs, tmp_path, archive, found):
+    path = ROOT if found == "folder" else archive
+    package = ("-m", "numseq") if found == "archive" else None
+    server = programs.server(cwd=tmp_path, run=package + ("server",) if package else module("server"),
+                             variables={"PYTHONPATH": path})
+    ended = programs.client("NEW", 5, server.port, *WITH_ID, run=package + ("client",) if package else module("client"),
+                            PYTHONPATH=path)
+    assert ended == (0, TRANSCRIPT_1, "")
+    assert server.stop().status == 0
+
+
+@pytest.mark.parametrize("cwd, run", [
+    (ROOT, ("numseq/client.py",)),
+    (os.path.join(ROOT, "numseq"), ("client.py",)),
+    (os.path.join(ROOT, "tests"), script("client")),
+    (ROOT, ("numseq", "client")),
+])
+def test_the_client_runs_as_a_file_from_any_directory(programs, tmp_path, port, cwd, run):
+    client_id = str(uuid.uuid4())
+    state = tmp_path / "state"
+    ended = programs.client("NEW", 5, port, "--client_id", client_id, "--state", state, run=run, cwd=cwd)
+    assert ended == (0, "".join(transcript(5, 5, client_id)), "")
+    assert state.exists()
+
+
+# ---- what a person gets without the right arguments
+
+
+@pytest.mark.parametrize("name", ["server", "client"])
+def test_without_arguments_a_program_says_how_to_use_it_and_ends_with_2(programs, name):
+    ended = programs.python(*script(name))
+    assert ended.status == 2
+    assert ended.out == ""
+    assert ended.err.startswith("usage: %s.py " % name)
+
+
+@pytest.mark.parametrize("run, beginning", [
+    (script("server") + ("-h",), "usage: server.py "),
+    (script("client") + ("--help",), "usage: client.py "),
+    (script("client") + ("NEW", "-h"), "usage: client.py NEW "),
+    (script("client") + ("CONTINUE", "-h"), "usage: client.py CONTINUE "),
+    (("-m", "numseq", "-h"), "usage: python -m numseq "),
+    (("-m", "numseq", "client", "-h"), "usage: python -m numseq client "),
+])
+def test_help_is_on_standard_output_and_ends_with_0(programs, run, beginning):
+    ended = programs.python(*run, PYTHONPATH=ROOT)
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.startswith(beginning)
+
+
+@pytest.mark.parametrize("run", [
+    script("server") + ("--version",),
+    script("client") + ("--version",),
+    script("client") + ("NEW", "--version"),
+    ("-m", "numseq", "--version"),
+])
+def test_version_is_one_line(programs, run):
+    import numseq
+
+    assert programs.python(*run, PYTHONPATH=ROOT) == (0, "numseq %s\n" % numseq.__version__, "")
+
+
+WRONG = [("server",) + arguments for arguments in [
+    ("-1",), ("65536",), ("http",), ("+5000",), ("5_0",), ("\u0665",), ("",), ("5000", "6000"),
+    ("5000", "--session-timeout", "0"), ("5000", "--session-timeout", "-1"), ("5000", "--session-timeout", "nan"),
+    ("5000", "--retention", "inf"), ("5000", "--retention", "soon"), ("5000", "--retention"),
+    ("5000", "-q", "-v"), ("5000", "--no-such-option"), ("5000", "--session", "1"),
+]] + [("client",) + arguments for arguments in [
+    ("FETCH", "5", "5000"), ("NEW",), ("NEW", "5"), ("CONTINUE",), ("CONTINUE", "5", "5000"), ("-q",),
+    ("NEW", "-1", "5000"), ("NEW", "65536", "5000"), ("NEW", "five", "5000"), ("NEW", "1_0", "5000"),
+    ("NEW", " 5", "5000"), ("NEW", "\u0665", "5000"),
+    ("NEW", "5", "0"), ("NEW", "5", "65536"), ("CONTINUE", "http"),
+    ("NEW", "5", "5000", "--batch_size", "0"), ("NEW", "5", "5000", "--batch_size", "65536"),
+    ("NEW", "5", "5000", "--client_id", "me"), ("NEW", "5", "5000", "--client_id", CLIENT_ID[:-1]),
+    ("NEW", "5", "5000", "--client_id", CLIENT_ID.replace("-", "")),
+    ("NEW", "5", "5000", "--window", "0"), ("NEW", "5", "5000", "--retry", "-1"), ("NEW", "5", "5000", "--timeout", "0"),
+    ("CONTINUE", "5000", "--client_id", CLIENT_ID), ("CONTINUE", "5000", "--batch_size", "5"),
+]]
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=lambda arguments: ascii(" ".join(arguments)))
+def test_a_wrong_command_line_gets_one_line_and_status_2(capsys, arguments):
+    import importlib
+
+    name, rest = arguments[0], list(arguments[1:])
+    program = importlib.import_module("numseq." + name)
+    with pytest.raises(SystemExit) as ended:
+        program.main(rest, name + ".py")
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2
+    assert out == ""
+    assert err.startswith(name + ".py") and err.endswith(" -h)\n") and err.count("\n") == 1
+
+
+def test_a_wrong_command_line_is_told_by_the_process_too_and_leaves_no_state(programs, tmp_path, port):
+    ended = programs.client("NEW", 65536, port)
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err == "client.py NEW: argument n: '65536' is not a number from 0 to 65535 (see client.py NEW -h)\n"
+    assert os.listdir(str(tmp_path)) == []
+
+
+def test_an_unknown_command_of_the_package_gets_one_line_and_status_2(programs):
+    ended = programs.python("-m", "numseq", "fetch", PYTHONPATH=ROOT)
+    assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
+
+
+def test_a_port_in_use_is_told_in_one_line(programs, port):
+    ended = programs.python(*(script("server") + (port,)))
+    assert (ended.status, ended.out) == (1, "")
+    assert re.match(r"server\.py: cannot listen on 127\.0\.0\.1:%d: .+\n\Z" % port, ended.err)
+
+
+@pytest.fixture
+def closed_port():
+    """A port that nobody listens on, and that nobody else gets."""
+    with socket.socket() as held:
+        held.bind((HOST, 0))
+        yield held.getsockname()[1]
+
+
+def test_a_refused_connection_is_told_in_one_line(programs, tmp_path, closed_port):
+    assert programs.client("NEW", 5, closed_port) == (4, REFUSED, "")
+    assert os.listdir(str(tmp_path)) == [], "a state was left for a sequence that there is not"
+
+
+@pytest.mark.parametrize("host", ["name.invalid", "\u00e9"])
+def test_a_host_that_is_none_is_told_in_one_line(programs, host):
+    ended = programs.client("NEW", 5, 5000, "--host", host, PYTHONIOENCODING="utf-8")
+    assert (ended.status, ended.err) == (4, "")
+    assert ended.out.startswith("ERROR: [Errno ") and ended.out.count("\n") == 1
+
+
+def test_no_state_to_continue_from_is_told_in_one_line(programs, port):
+    assert programs.client("CONTINUE", port) == (
+        2, "", "client.py: there is no state 'numseq.state' to continue from, begin with NEW\n")
+
+
+# ---- the demonstration
+
+
+@pytest.mark.parametrize("run", [("-m", "numseq"), ("numseq",)])
+def test_the_demonstration_shows_the_cut_and_ends_with_a_checksum_that_held(programs, run):
+    began = time.monotonic()
+    ended = programs.python(*run, cwd=ROOT)
+    assert time.monotonic() - began < 3
+    assert (ended.status, ended.err) == (0, "")
+    said = ended.out.splitlines()
+    at = said.index("(cutting the connection)")
+    assert said[at - 1:at + 4] == [
+        "  Sending message: 'RECV,4;'", "(cutting the connection)", "  " + RESET.strip(),
+        "(20 of 40 numbers are here; continuing)", said[at + 3]]
+    assert said[at + 3].startswith("  Sending message: 'CONT,")
+    assert "  Skipping chunk-nr: 3" in said
+    assert re.match(r"Checksum \([0-9a-f]{32}\) is valid!\Z", said[-1])
