@@ -548,7 +548,8 @@ def put_numbers(path, numbers):
 
     Raises BrokenPipeError, and OutputFailed for any other trouble.
     """
-    text = digits.unpad(digits.pad(numbers, b"\n"))
+    place = digits.place(b"\n")
+    text = digits.unpad(digits.pad(numbers, place, len(place)))
     try:
         if path == "-":
             if sys.stdout is not None:

@@ -1,8 +1,7 @@
 """Numbers from 0 to 100, one a byte, to and from decimal text: many at once, without an object for each.
 
-In padded text every number takes as many bytes as every other: three for its digits, where a digit that is not
-there is a zero byte, and those of what separates it from the next. So a run of numbers is a slice, and `unpad`
-turns it into text.
+In padded text every number has a place as wide as every other's: three bytes for its digits, where a digit that is
+not there is a zero byte, and those of what separates it from the next. `unpad` turns it into text.
 """
 
 PAD = b"\0"
@@ -16,15 +15,19 @@ _TEXTS = [b"%d" % i for i in range(101)]
 _VALUES = {b"%d" % i: i for i in range(101)}
 
 
-def pad(numbers, separator):
-    """The numbers (bytes) as padded text (bytearray), each followed by the separator (bytes)."""
-    width = DIGITS + len(separator)
-    padded = bytearray(width * len(numbers))
+def place(separator):
+    """The place of a number in padded text, with the separator (bytes) behind it."""
+    return PAD * DIGITS + separator
+
+
+def pad(numbers, row, width):
+    """The numbers (bytes) as padded text (bytearray), put into a row of places, each width bytes wide, repeatedly."""
+    size = width * len(numbers)
+    padded = bytearray(row * -(-size // len(row)))
+    del padded[size:]
     padded[0::width] = numbers.translate(_HUNDREDS)
     padded[1::width] = numbers.translate(_TENS)
     padded[2::width] = numbers.translate(_ONES)
-    for place, byte in enumerate(separator, DIGITS):
-        padded[place::width] = bytes((byte,)) * len(numbers)
     return padded
 
 

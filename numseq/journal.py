@@ -76,7 +76,14 @@ class Journal:
     def drop_numbers(self):
         """Forgets the numbers, which were not the server's, and keeps whose they were."""
         del self.numbers[:]
-        self.begin()
+        if self._file is None:
+            self.begin()
+            return
+        try:
+            os.ftruncate(self._file, len(self._header()))  # unlike a new file, it needs no room
+        except OSError as error:
+            self._give_up(error)
+        self._written = 0
 
     def close(self):
         """Gives the file back."""
@@ -111,8 +118,8 @@ def load(path, complain=lambda text: None):
     if newline and fields[0] == MAGIC and fields[1:2] != [VERSION]:
         raise UsageError("the state %a is of another version, begin with NEW" % path)
     try:
-        _, _, client_id, n, batch, check = fields
-        if b"%08x" % binascii.crc32(header[:-len(check)]) != check or not protocol.is_id(client_id):
+        magic, _, client_id, n, batch, check = fields
+        if b"%08x" % binascii.crc32(header[:-len(check)]) != check or magic != MAGIC or not protocol.is_id(client_id):
             raise ValueError("damaged")
         n = protocol.parse_number(n, 0, protocol.N_MOST)
         batch = protocol.parse_number(batch, 1, protocol.BATCH_MOST)

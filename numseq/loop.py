@@ -299,9 +299,11 @@ class Stream:
 
     def write(self, data):
         """Sends bytes: now what the kernel takes now, the rest when it can. After close() it does nothing."""
-        if self._output and not self.closing:
+        if self.closing or self._broken is not None or not data:
+            return
+        if self._output:
             self._output += data
-        elif data and not self.closing and self._broken is None:
+        else:
             sent = self._send(data)
             if sent != len(data) and self._broken is None:
                 self._output = bytearray(memoryview(data)[sent:])
@@ -325,12 +327,14 @@ class Stream:
         """
         if self.closing or self._socket is None:
             return
-        self.closing = True
         self.ended = self.ended or not (expect_more or self.input)
+        if self.ended and not self._output:
+            self._close(self._broken)
+            return
+        self.closing = True
         self.input = b""
         self._pending = None
-        if not (self.ended and not self._output):
-            self._deadline = self.loop.call_later(LINGER_SECONDS, self.abort)
+        self._deadline = self.loop.call_later(LINGER_SECONDS, self.abort)
         self._wind_down()
 
     def abort(self, error=None):

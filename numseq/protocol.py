@@ -21,7 +21,7 @@ LONGEST_REPLY = len(b"NUM,") + len(b"100:") * N_MOST
 NUMBER_BYTES = len(b"100:")  # of a number in a NUM, at most
 CHECKSUM_DIGITS = 32  # of an md5
 
-# Places of batches that are remembered, for all sizes of batches together: 220 bytes each, so 3.6 MB at the most.
+# Places of batches that are remembered, for all sizes of batches together: 110 bytes each, so 1.8 MB at the most.
 # It takes all batches of the longest sequence with 4 numbers and more in a batch.
 PLACES_MOST = 16384
 SIZES_MOST = 64  # different sizes of batches among them
@@ -155,21 +155,21 @@ def encode_receives(first, last):
 # ---- what servers send
 
 
+_PLACE, _LAST_PLACE = digits.place(b":"), digits.place(b";")  # of a number in a batch
+
+
 def encode_batch(numbers):
     """The NUM of a batch's numbers (bytes, one a number)."""
     if len(numbers) < digits.BULK:
         return b"NUM,%b;" % digits.join(numbers, b":")
-    return b"NUM,%b;" % digits.unpad(digits.pad(numbers, b":"))[:-1]
+    return b"NUM,%b;" % digits.unpad(digits.pad(numbers, _PLACE, len(_PLACE)))[:-1]
 
 
 def encode_batches(numbers, batch):
     """The NUMs of full batches, whose numbers (bytes) follow each other, as one string of bytes."""
-    if len(numbers) == batch:
-        return encode_batch(numbers)
-    padded = digits.pad(numbers, b":")
-    width = len(padded) // len(numbers) * batch
-    padded[width - 1::width] = b";" * (len(numbers) // batch)
-    return b"NUM," + digits.unpad(padded)[:-1].replace(b";", b";NUM,") + b";"
+    row = _PLACE * (batch - 1) + _LAST_PLACE
+    text = digits.unpad(digits.pad(numbers, row, len(_PLACE)))
+    return b"NUM," + text[:-1].replace(b";", b";NUM,") + b";"
 
 
 def answer_receives(data, numbers, batch, most):
@@ -180,38 +180,42 @@ def answer_receives(data, numbers, batch, most):
     and then goes message by message. The numbers (bytes) are those of the whole sequence.
     """
     end = data.rfind(b";")
-    if end < 0 or data[:5] != b"RECV,":
+    if end < 0:
         return None
-    texts = bytes(data[5:end]).split(b";RECV,", most)
-    taken = end + 1
-    if len(texts) > most:
-        taken = end - len(texts.pop()) - len(b"RECV,")
+    messages = bytes(data[:end]).split(b";", most)
+    if len(messages) > most:
+        end -= len(messages.pop()) + 1
     places = _places.get(batch) or _new_places(batch)
     try:
-        asked = b"".join(map(numbers.__getitem__, map(places.__getitem__, texts)))
-    except ValueError:  # one of the texts is no index: there is another message in it, or a wrong one
+        asked = [numbers[place:place + batch] for place in map(places.__getitem__, messages)]
+    except ProtocolError:  # one of them is no RECV, or a wrong one
         return None
-    if len(asked) != len(texts) * batch:  # a batch that is short, or behind the end
+    if len(asked) == 1:
+        return (encode_batch(asked[0]), end + 1) if len(asked[0]) == batch else None
+    asked = b"".join(asked)
+    if len(asked) != len(messages) * batch:  # a batch that is short, or behind the end
         return None
-    return encode_batches(asked, batch), taken
+    return encode_batches(asked, batch), end + 1
 
 
 class Places(dict):
-    """From the text of an index to the slice of its batch among the numbers, for batches of one size."""
+    """From a RECV to where its batch begins among the numbers, for batches of one size."""
 
     __slots__ = ("batch",)
 
     def __init__(self, batch):
         self.batch = batch
 
-    def __missing__(self, text):
-        index = parse_number(text, 0, N_MOST)
-        place = slice(index * self.batch, (index + 1) * self.batch)
-        if text == b"%d" % index:  # not 007, of which there are too many
+    def __missing__(self, message):
+        kind, index = parse_request(message)
+        if kind != RECV:
+            raise ProtocolError(TOO_LATE)
+        place = index * self.batch
+        if index <= N_MOST and message == b"RECV,%d" % index:  # not 007, of which there are too many
             if sum(map(len, _places.values())) >= PLACES_MOST:
                 for places in _places.values():
                     places.clear()
-            self[text] = place
+            self[message] = place
         return place
 
 

@@ -146,7 +146,7 @@ class Server:
 class Session:
     """One connection, and what it has open. Its phase follows from what it has."""
 
-    __slots__ = ("server", "stream", "client_id", "record", "_numbers", "_timer", "_reply", "_held", "_last")
+    __slots__ = ("server", "stream", "client_id", "record", "_numbers", "_most", "_timer", "_reply", "_held", "_last")
 
     def __init__(self, server, connection):
         self.server = server
@@ -163,11 +163,8 @@ class Session:
 
     def received(self, stream):
         """Answers the messages that are there, within what a turn may cost, in one write."""
-        numbers = self._numbers
-        if numbers is not None:
-            batch = self.record.batch
-            most = min(stream.room() // (batch * protocol.NUMBER_BYTES) + 1, self.server.messages_most)
-            answered = protocol.answer_receives(stream.input, numbers, batch, most)
+        if self._numbers is not None:
+            answered = protocol.answer_receives(stream.input, self._numbers, self.record.batch, self._most)
             if answered is not None:
                 answers, taken = answered
                 stream.write(answers)
@@ -273,6 +270,9 @@ class Session:
     def _draw(self):
         if self._numbers is None:
             self._numbers = sequence.draw(self.record.seed, self.record.n)
+            # A run of RECVs fills the output to twice its mark at the most.
+            longest = self.record.batch * protocol.NUMBER_BYTES
+            self._most = min(self.server.loop.output_high // longest + 1, self.server.messages_most)
             self.server.drawn(self, len(self._numbers))
         return self._numbers
 

@@ -130,9 +130,9 @@ class Programs:
         """Runs a client to its end; returns an Ended."""
         return self.start_client(*arguments, **keywords).wait()
 
-    def python(self, *arguments, cwd=None, **variables):
+    def python(self, *arguments, cwd=None, out=None, **variables):
         """Runs the interpreter to its end; returns an Ended."""
-        return self._keep(Program(arguments, cwd or self.folder, variables)).wait()
+        return self._keep(Program(arguments, cwd or self.folder, variables, out)).wait()
 
     def close(self):
         for program in self._started:
@@ -159,17 +159,19 @@ def port():
 
 # ---- servers made to misbehave, on the test's loop
 
-SILENCE = b""
-
 
 def cut(peer):
-    """An answer that is a reset."""
+    """Instead of an answer, a reset."""
     peer.stream.abort()
 
 
 def end(peer):
-    """An answer that is an orderly end."""
+    """Instead of an answer, an orderly end."""
     peer.stream.close(expect_more=False)
+
+
+def hang(peer):
+    """Instead of an answer, nothing, to this and to all that comes."""
 
 
 def honest(numbers, batch):
@@ -188,13 +190,18 @@ def honest(numbers, batch):
 
 
 def instead(answer, **others):
-    """The same answers but for some: to a type of messages, or to one as `RECV_1`; bytes, or a function of the Peer."""
+    """The same answers but for some: to a type of messages, or to one as `RECV_1`.
+
+    They are bytes, or a function of the Peer, which is called once what was said before is on its way, and has
+    the last word.
+    """
 
     def answer_otherwise(message):
-        kind = message.partition(",")[0]
-        return others.get(message.replace(",", "_"), others.get(kind)) or answer(message)
+        for name in message.replace(",", "_"), message.partition(",")[0]:
+            if name in others:
+                return others[name]
+        return answer(message)
 
-    others = {name: (lambda: SILENCE) if other == SILENCE else other for name, other in others.items()}
     return answer_otherwise
 
 
@@ -205,7 +212,8 @@ class Peer:
         self.heard = []  # messages (text), without their terminators
         self.error = None
         self.liar = liar
-        self.answer = answer
+        self._answer = answer
+        self._last_word = None
         self._dripping = bytearray()
         self.stream = Stream(liar.loop, connection, self)
 
@@ -214,16 +222,13 @@ class Peer:
         stream.input = rest
         replies = bytearray()
         for message in messages:
-            if stream.closing:
-                return
-            message = message.decode("ascii")
-            self.heard.append(message)
-            reply = self.answer(message)
-            if callable(reply):
-                self.say(replies)
-                replies = bytearray()
-                reply = reply(self) if reply in (cut, end) else reply()
-            replies += reply or b""
+            self.heard.append(message.decode("ascii"))
+            if self._last_word is None:
+                reply = self._answer(self.heard[-1])
+                if callable(reply):
+                    self._last_word = reply
+                else:
+                    replies += reply
         self.say(replies)
         if stream.ended:
             stream.close(expect_more=False)
@@ -232,19 +237,19 @@ class Peer:
         self.error = error
 
     def say(self, data):
-        """Sends bytes, `drip` of them a turn."""
-        if self.liar.drip is None:
-            self.stream.write(bytes(data))
-            return
-        if data and not self._dripping:
-            self.liar.loop.call_later(0, self._drip)
-        self._dripping += data
+        """Sends bytes, `drip` of them a turn, and then does what comes last."""
+        dripping, self._dripping = bool(self._dripping), self._dripping + data
+        if not dripping:
+            self._drip()
 
     def _drip(self):
-        self.stream.write(bytes(self._dripping[:self.liar.drip]))
-        del self._dripping[:self.liar.drip]
+        most = self.liar.drip or len(self._dripping)
+        self.stream.write(bytes(self._dripping[:most]))
+        del self._dripping[:most]
         if self._dripping:
             self.liar.loop.call_later(0, self._drip)
+        elif self._last_word:
+            self._last_word(self)
 
 
 class Liar:

@@ -10,10 +10,15 @@ from numseq import digits
 ALL = bytes(range(101))
 
 
+def pad(numbers, separator):
+    place = digits.place(separator)
+    return digits.pad(numbers, place, len(place))
+
+
 @pytest.mark.parametrize("separator", [b"", b":", b", ", b"<->"])
 @pytest.mark.parametrize("numbers", [b"", b"\0", b"\x64", b"\x09\x0a\x63\x64\0", ALL, ALL[::-1]], ids=repr)
 def test_padded_text_is_the_decimal_text_of_each_number_and_a_separator(numbers, separator):
-    padded = digits.pad(numbers, separator)
+    padded = pad(numbers, separator)
     assert digits.unpad(padded) == b"".join(b"%d%b" % (number, separator) for number in numbers)
 
 
@@ -25,16 +30,24 @@ def test_joined_text_is_the_decimal_text_of_each_number_with_a_separator_in_betw
 
 @pytest.mark.parametrize("separator", [b":", b", "])
 def test_every_number_takes_equally_many_bytes_so_that_a_run_is_a_slice(separator):
-    width = digits.DIGITS + len(separator)
-    padded = digits.pad(ALL, separator)
+    width = len(digits.place(separator))
+    padded = pad(ALL, separator)
     assert len(padded) == width * len(ALL)
     for number in ALL:
         assert digits.unpad(padded[width * number:width * (number + 1)]) == b"%d%b" % (number, separator)
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 6, 7, 100])
+def test_a_row_of_different_separators_is_repeated_and_cut_where_the_numbers_end(count):
+    numbers, separators = (ALL * 2)[:count], [b":", b":", b";"]
+    padded = digits.pad(numbers, b"".join(map(digits.place, separators)), len(digits.place(b":")))
+    assert digits.unpad(padded) == b"".join(
+        b"%d%b" % (number, separators[i % 3]) for i, number in enumerate(numbers))
+
+
 @pytest.mark.parametrize("kind", [bytes, bytearray])
 def test_unpad_gives_back_the_type_it_was_given(kind):
-    assert type(digits.unpad(kind(digits.pad(ALL, b":")))) is kind
+    assert type(digits.unpad(kind(pad(ALL, b":")))) is kind
 
 
 def test_every_number_is_parsed_from_its_text():
@@ -66,5 +79,5 @@ def test_text_that_is_no_number_from_0_to_100_is_refused_wherever_it_stands(text
 def test_what_is_padded_unpadded_split_and_parsed_is_what_it_was(seed):
     generator = random.Random(seed)
     numbers = bytes(generator.randint(0, 100) for _ in range(generator.randint(1, 2000)))
-    text = bytes(digits.unpad(digits.pad(numbers, b":")))
+    text = bytes(digits.unpad(pad(numbers, b":")))
     assert digits.parse(text[:-1].split(b":")) == numbers

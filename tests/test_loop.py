@@ -1159,6 +1159,21 @@ def test_reset_after_the_end_of_input_is_not_told(loop, make_pair):
     assert handler.events == ["received", "closed"]
 
 
+@lesson(5)
+def test_send_that_fails_after_the_end_of_input_is_not_told(loop, make_pair):
+    """Lesson 5: there is no more to read, so nothing else would ever tell."""
+    handler = Recorder(lambda stream: HOLD)
+    stream, peer = make_pair(handler)
+    peer.shutdown(socket.SHUT_WR)
+    turn_until(loop, lambda: stream.ended)
+    reset(peer)
+    handler.reply = lambda stream: stream.write(b"answer")
+    stream.resume()
+    assert is_idle(loop)
+    assert handler.events == ["received", "received", "closed"]
+    assert isinstance(handler.error, OSError)
+
+
 def close_with_error(stream):
     stream.write(b"ERR,too much;")
     stream.close()

@@ -239,6 +239,22 @@ def test_an_end_is_found_wherever_the_search_goes_on():
     assert protocol.find_end(data[:-1], 4, 54, 8) == -1
 
 
+@pytest.mark.parametrize("parse, message", [
+    (protocol.parse_request, b"RECV,%b"), (protocol.parse_request, b"INIT,%b,%%b,5" % ID),
+    (protocol.parse_request, b"INIT,%b,5,%%b" % ID), (protocol.parse_reply, b"NUM,%b")])
+@pytest.mark.parametrize("digit", [b"0", b"9"])
+def test_a_number_of_more_digits_than_python_converts_is_refused_like_any_other(parse, message, digit):
+    with pytest.raises(ProtocolError):
+        parse(message % (digit * 5000))
+
+
+@pytest.mark.parametrize("digit", [b"0", b"9"])
+@pytest.mark.parametrize("length", [49, 60, 5000])
+def test_a_message_that_is_too_long_is_left_to_the_plain_path_which_refuses_it(digit, length):
+    assert protocol.answer_receives(b"RECV,0;RECV,%b;" % (digit * length), b"\1" * 10, 5, 10) is None
+    assert isinstance(split_requests(b"RECV,%b;" % (digit * length))[0][0], ProtocolError)
+
+
 # ---- totality: a parse or a ProtocolError, and nothing else
 
 
@@ -366,6 +382,9 @@ def runs_of_requests(generator, count):
     aliases = list(pieces)
     aliases[generator.randrange(len(aliases))] = b"RECV,00%d;" % indices[0]
     yield b"".join(aliases), count > 0
+    too_long = list(pieces)
+    too_long[generator.randrange(len(too_long))] = b"RECV,%b%d;" % (b"0" * generator.choice([48, 49, 5000]), indices[0])
+    yield b"".join(too_long), False
     beyond = list(pieces)
     beyond[generator.randrange(len(beyond))] = b"RECV,%d;" % (count + generator.choice([0, 0, 1, 2, 100]))
     yield b"".join(beyond), False

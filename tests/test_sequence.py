@@ -20,9 +20,17 @@ FIGURES = [
 ]
 
 
+SEEDS = [b"", b"\0", b"\0" * 16, b"\xff" * 16, bytes(range(16)), CLIENT_ID.encode()]  # unpredictable ones are bytes
+
+
 def with_randint(seed, n):
     draw = random.Random(seed).randint
     return [draw(0, 100) for _ in range(n)]
+
+
+def with_shake(seed, n):
+    """Each byte of SHAKE128 under 202, halved."""
+    return [byte // 2 for byte in hashlib.shake_128(seed).digest(2 * n + 1000) if byte < 202][:n]
 
 
 def md5_of_list(numbers):
@@ -32,21 +40,47 @@ def md5_of_list(numbers):
 # ---- numbers
 
 
-@pytest.mark.parametrize("seed", [0, 1, -1, 7, 2 ** 32, 2 ** 128 - 1, "", "x", CLIENT_ID, CLIENT_ID.upper(),
-                                  "ffffffff-ffff-ffff-ffff-ffffffffffff"])
+@pytest.mark.parametrize("seed", ["", "x", "7", CLIENT_ID, CLIENT_ID.upper(), "ffffffff-ffff-ffff-ffff-ffffffffffff"])
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 4, 5, 10, 100, ROUND - 60, ROUND, ROUND + 60, 2 * ROUND, 3333])
-def test_the_numbers_are_those_that_randint_draws(seed, n):
-    assert list(sequence.draw(seed, n)) == with_randint(seed, n)
+def test_from_text_the_numbers_are_those_that_randint_draws(seed, n):
+    numbers = sequence.draw(seed, n)
+    assert list(numbers) == with_randint(seed, n)
+    assert type(numbers) is bytes
 
 
 def test_numbers_do_not_stray_from_randint_up_to_the_longest_sequence():
     assert list(sequence.draw(CLIENT_ID, 65535)) == with_randint(CLIENT_ID, 65535)
 
 
-def test_for_every_small_count_the_numbers_begin_the_same_sequence():
-    longest = bytes(with_randint(CLIENT_ID, 500))
-    for n in range(500):
-        assert sequence.draw(CLIENT_ID, n) == longest[:n]
+@pytest.mark.parametrize("seed", SEEDS, ids=repr)
+@pytest.mark.parametrize("n", [0, 1, 2, 5, 10, 63, 64, 100, 1000, 65535])
+def test_from_bytes_the_numbers_are_those_of_the_stream_that_the_seed_stands_for(seed, n):
+    """Whoever keeps a seed, in another process or on another machine, gets the same sequence from it."""
+    numbers = sequence.draw(seed, n)
+    assert list(numbers) == with_shake(seed, n)
+    assert type(numbers) is bytes
+
+
+@pytest.mark.parametrize("seed", [CLIENT_ID] + SEEDS, ids=repr)
+def test_for_every_small_count_the_numbers_begin_the_same_sequence(seed):
+    longest = sequence.draw(seed, 400)
+    for n in range(400):
+        assert sequence.draw(seed, n) == longest[:n]
+
+
+def test_a_stream_that_has_few_numbers_in_its_first_part_is_read_on():
+    """Of all seeds, some give too few numbers at first: their sequences must not be short, or differ."""
+    for i in range(3000):
+        seed = b"%d" % i
+        assert list(sequence.draw(seed, 40)) == with_shake(seed, 40)
+
+
+@pytest.mark.parametrize("seed", [CLIENT_ID, b"\0" * 16])
+def test_every_number_from_0_to_100_comes_up_about_equally_often(seed):
+    numbers = sequence.draw(seed, 65535)
+    counts = [numbers.count(number) for number in range(101)]
+    assert sum(counts) == 65535
+    assert 500 < min(counts) and max(counts) < 800  # 649 on average; 25 is a standard deviation
 
 
 def test_upper_and_lower_case_of_an_id_are_different_seeds():
@@ -57,14 +91,16 @@ def test_drawing_leaves_the_generator_of_others_alone():
     random.seed(5)
     expected = random.random()
     random.seed(5)
-    sequence.draw(CLIENT_ID, 1000)
+    for seed in (CLIENT_ID, sequence.unpredictable_seed()):
+        sequence.draw(seed, 1000)
     assert random.random() == expected
 
 
 def test_unpredictable_seeds_are_wide_and_not_repeated():
     seeds = {sequence.unpredictable_seed() for _ in range(1000)}
     assert len(seeds) == 1000
-    assert 2 ** (8 * sequence.SEED_BYTES - 8) < max(seeds) < 2 ** (8 * sequence.SEED_BYTES)
+    assert {len(seed) for seed in seeds} == {sequence.SEED_BYTES}
+    assert sequence.SEED_BYTES >= 16
 
 
 def test_a_seed_does_not_follow_from_the_state_of_the_random_module():
@@ -91,7 +127,7 @@ def test_batches_are_those_of_the_transcripts(first, numbers):
 
 @pytest.mark.parametrize("numbers", [
     b"", b"\0", b"\x64", bytes([6, 41, 81]), bytes(range(101)), b"\0" * 1000, b"\x64" * 1000,
-    sequence.draw(3, 65535)], ids=lambda numbers: "%d numbers" % len(numbers))
+    sequence.draw("3", 65535)], ids=lambda numbers: "%d numbers" % len(numbers))
 def test_the_checksum_is_the_md5_of_the_text_of_the_list(numbers):
     assert sequence.checksum(numbers) == md5_of_list(numbers)
 
@@ -99,7 +135,7 @@ def test_the_checksum_is_the_md5_of_the_text_of_the_list(numbers):
 def test_the_checksum_does_not_depend_on_how_the_list_is_written():
     """A few numbers and many are written in different ways."""
     for n in range(140):
-        numbers = sequence.draw(n, n)
+        numbers = sequence.draw(str(n), n)
         assert sequence.checksum(numbers) == md5_of_list(numbers)
 
 
@@ -110,19 +146,28 @@ def test_the_checksum_tells_every_small_change_apart():
     assert len(changed) == 53
 
 
-# ---- where md5 comes from
+# ---- where the hashes come from
 
-_real_md5 = hashlib.md5
-
-
-def md5_under_fips(data=b"", usedforsecurity=True):
-    if usedforsecurity:
-        raise ValueError("[digital envelope routines] unsupported")
-    return _real_md5(data)
+OWN = ["_md5", "_sha3"]  # the interpreter's, without OpenSSL
+NAMES = ["md5", "shake_128"]
+REAL = {name: getattr(hashlib, name) for name in NAMES}
 
 
-def md5_before_the_keyword(data=b""):
-    return _real_md5(data)
+def plain(name):
+    return REAL[name]
+
+
+def under_fips(name):
+    def function(data=b"", usedforsecurity=True):
+        if usedforsecurity:
+            raise ValueError("[digital envelope routines] unsupported")
+        return REAL[name](data)
+
+    return function
+
+
+def before_the_keyword(name):
+    return lambda data=b"": REAL[name](data)
 
 
 def load_again():
@@ -133,27 +178,38 @@ def load_again():
     return module
 
 
-@pytest.mark.parametrize("md5", [_real_md5, md5_under_fips, md5_before_the_keyword])
-def test_without_an_md5_of_its_own_the_interpreters_hashlib_serves(monkeypatch, md5):
-    monkeypatch.setitem(sys.modules, "_md5", None)  # importing it raises ImportError
-    monkeypatch.setattr(hashlib, "md5", md5)
+@pytest.mark.parametrize("hashes", [plain, under_fips, before_the_keyword])
+@pytest.mark.parametrize("missing", [["_md5"], ["_sha3"], OWN], ids=repr)
+def test_without_hashes_of_its_own_the_interpreters_hashlib_serves(monkeypatch, missing, hashes):
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)  # importing it raises ImportError
+    for name in NAMES:
+        monkeypatch.setattr(hashlib, name, hashes(name))
     again = load_again()
     for n, _, checksum in FIGURES:
         assert again.checksum(again.draw(CLIENT_ID, n)) == checksum
+    monkeypatch.undo()
+    for seed in SEEDS:
+        assert list(again.draw(seed, 100)) == with_shake(seed, 100)
 
 
-def test_with_an_md5_of_its_own_hashlib_is_not_asked(monkeypatch):
-    pytest.importorskip("_md5")
+def test_with_hashes_of_its_own_hashlib_is_not_asked(monkeypatch):
+    for name in OWN:
+        pytest.importorskip(name)
 
     def refuse(*arguments, **keywords):
         raise AssertionError("hashlib was asked")
 
-    monkeypatch.setattr(hashlib, "md5", refuse)
-    assert load_again().checksum(sequence.draw(CLIENT_ID, 5)) == FIGURES[0][2]
+    for name in NAMES:
+        monkeypatch.setattr(hashlib, name, refuse)
+    again = load_again()
+    assert again.checksum(again.draw(CLIENT_ID, 5)) == FIGURES[0][2]
+    assert len(again.draw(b"seed", 5)) == 5
 
 
 def test_loading_the_sequence_does_not_load_openssl(run_python):
-    pytest.importorskip("_md5")
+    for name in OWN:
+        pytest.importorskip(name)
     loaded = run_python("import random, sys\n"
                         "before = '_hashlib' in sys.modules\n"  # older versions load it with random
                         "import numseq.sequence\n"

@@ -363,6 +363,19 @@ def test_a_bad_message_gets_what_came_before_it_one_error_and_the_end_and_the_se
     running.say(others, b"RECV,0;FIN;", nums(7, 7, OTHER_ID)[0] + fac(7, OTHER_ID))
 
 
+@pytest.mark.parametrize("before", [0, 1, 3])
+@pytest.mark.parametrize("message", AFTER_INIT + [b"RECV,%b1;" % (b"0" * 60), b"RECV,%b;" % (b"9" * 5000)])
+def test_a_bad_message_among_requests_that_are_answered_at_once_is_no_exception(running, message, before):
+    """Once batches were asked for, runs of requests take another way, where a bad one must not get lost."""
+    peer = running.connect()
+    running.say(peer, init(10, 5) + b"RECV,0;", b"ACK;" + nums(10, 5)[0])
+    peer.sendall(before * b"RECV,1;" + message + b"RECV,0;")
+    answer = running.read_to_end(peer)
+    assert answer.startswith(before * nums(10, 5)[1])
+    assert one_error(answer[before * len(nums(10, 5)[1]):])
+    assert running.all_that_is_said(cont() + b"FIN;") == b"ACK;" + fac(10)
+
+
 @pytest.mark.parametrize("message, what", [
     (b"NOPE;", protocol.UNKNOWN_TYPE), (b"RECV,0;", protocol.TOO_EARLY), (b"FIN;", protocol.TOO_EARLY),
     (b"INIT,%b,65536,5;" % ID, protocol.INVALID_N), (b"INIT,%b,5,0;" % ID, protocol.INVALID_BATCH),
@@ -544,15 +557,49 @@ def test_the_unsent_output_of_small_batches_is_bounded_and_waiting_for_it_costs_
             while True:
                 answers.extend(peer.recv(64 * 1024))
 
-    for _ in range(60):
+    unsent = 0
+    while unsent < 20:  # turns in a row: the kernel takes no more
         send()
         running.turn(1)
-        assert -session.stream.room() <= len(answer)
+        assert -session.stream.room() <= loop.output_high + len(answer), "more than twice the mark, and one answer"
         assert len(session.stream.input) <= 2 * loop.read_size
-    assert session.stream.room() < loop.output_high, "all was sent, so this shows nothing"
+        assert requests or session.stream.input, "all was answered, so this shows nothing"
+        unsent = unsent + 1 if session.stream.room() < loop.output_high else 0
     assert not loop.selector.real.select(0), "the loop spins: something it watches is ready, and is not handled"
     running.turn_until(loop, lambda: (send(), receive()) and len(answers) >= count * len(answer))
     assert answers == count * answer
+
+
+@pytest.mark.parametrize("batch", [100, 5000])
+@pytest.mark.parametrize("message", [b"RECV,0;", b"RECV,00;RECV,9;"], ids=["valid", "mixed"])
+def test_a_client_that_asks_bit_by_bit_and_does_not_read_is_read_no_more(start, loop, batch, message):
+    loop.output_high = 16 * 1024
+    running = start()
+    peer = running.connect(receive_buffer=16 * 1024)
+    running.turn_until(loop, lambda: running.server.sessions)
+    session, = running.server.sessions
+    answer = nums(batch, batch)[0]
+    if message != b"RECV,0;":
+        answer += error(protocol.NO_SUCH_BATCH % 9)
+    running.say(peer, init(batch, batch), b"ACK;")
+    portion = 20000 // len(answer) + 1  # requests at a time, over the mark at once, where nothing is left for another turn
+    count = 0
+    for _ in range(2000):
+        peer.sendall(portion * message)
+        count += portion
+        running.turn(1)
+        assert -session.stream.room() <= portion * len(answer) + loop.output_high
+        if not session.stream.interest & READ:
+            break
+    assert not session.stream.interest & READ
+    for _ in range(5):
+        peer.sendall(portion * message)
+        count += portion
+        running.turn(1)
+        assert -session.stream.room() <= portion * len(answer) + loop.output_high
+    assert not loop.selector.real.select(0), "the loop spins: something it watches is ready, and is not handled"
+    assert running.read_from(peer, count * len(answer)) == count * answer
+    running.say(peer, b"FIN;", fac(batch))
 
 
 # ---- the session's time

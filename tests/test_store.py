@@ -7,8 +7,8 @@ import pytest
 
 from numseq.store import EXISTS, FORGET_BATCH, FULL, MISSING, RETENTION, MemoryStore, Record
 
-RECORD = Record(5, 10, 2)
-OTHER = Record(6, 20, 3)
+RECORD = Record(b"5", 10, 2)
+OTHER = Record("6", 20, 3)
 
 
 @pytest.fixture
@@ -305,7 +305,7 @@ def test_a_retained_record_takes_less_than_400_bytes(make_store):
     try:
         before = tracemalloc.get_traced_memory()[0]
         for i in range(count):
-            keep(store, b"123e4567-e89b-12d3-a456-%012x" % i, Record(generator.getrandbits(128), i, 5))
+            keep(store, b"123e4567-e89b-12d3-a456-%012x" % i, Record(generator.getrandbits(128).to_bytes(16, "little"), i, 5))
         used = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()

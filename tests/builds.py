@@ -1,0 +1,307 @@
+"""The Pythons that are here, ways to run the programs on them, and the session that each has to bring to its end."""
+
+import contextlib
+import functools
+import glob
+import hashlib
+import os
+import random
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+VERSIONS = [(3, minor) for minor in range(6, 15)]
+REQUIRED = os.environ.get("NUMSEQ_REQUIRE_MATRIX") == "1"  # what is always there in CI may not be skipped
+VERSIONS_LEAST = 4  # that may not be missing then
+
+SMALL_ID = "123e4567-e89b-12d3-a456-426614174000"
+TRANSCRIPT = """Sending message: 'INIT,123e4567-e89b-12d3-a456-426614174000,5,5;'
+Received: ACK;
+Requesting numbers
+Sending message: 'RECV,0;'
+Received: NUM,6:41:81:68:68;
+Sending message: 'FIN;'
+Received: FAC,f90b20dae8c9b7d7be2a5fb7cc856e8b;
+Closing the connection
+The SUM of numbers is: 264
+Checksum (f90b20dae8c9b7d7be2a5fb7cc856e8b) is valid!
+"""
+LARGE_ID = "00000000-0000-4000-8000-00000000000%d"
+LARGE = 65535  # numbers: one request after the other, they take several times as long as a connection lives
+SESSION_TIMEOUT = "0.2"  # seconds, of the servers here
+ATTEMPTS = 3  # at a drop that comes when the first numbers are there: a busy machine can be too slow for one
+SECONDS_MOST = 20  # of one process
+
+
+def missing(reason):
+    """Ends the test: skipped, or failed where it may not be."""
+    if REQUIRED:
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+# ---- the Pythons
+
+
+@functools.lru_cache(maxsize=None)
+def pythons():
+    """{(3, minor): path} of the interpreters on this machine, one of each version."""
+    found = {}
+    home = os.environ.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv")
+    for path in sorted(glob.glob(os.path.join(home, "versions", "3.*", "bin", "python"))):
+        _add_python(found, path)
+    for version in VERSIONS:
+        for folder in os.get_exec_path():
+            path = os.path.join(folder, "python%d.%d" % version)
+            # A shim runs another Python by what it finds around it, or none.
+            if version not in found and os.path.basename(folder) != "shims" and os.access(path, os.X_OK):
+                _add_python(found, path)
+    found.setdefault(sys.version_info[:2], sys.executable)
+    return {version: path for version, path in sorted(found.items()) if version in VERSIONS}
+
+
+def _add_python(found, path):
+    try:
+        told = subprocess.check_output([path, "-I", "-S", "-c", "import sys; print(sys.version_info[:2])"],
+                                       stderr=subprocess.DEVNULL, timeout=SECONDS_MOST)
+    except (OSError, subprocess.SubprocessError):
+        return
+    found.setdefault(tuple(map(int, re.findall(rb"\d+", told))), path)
+
+
+def python(version):
+    """The path of the interpreter of a version, or the test is skipped."""
+    if version not in pythons():
+        pytest.skip("there is no Python %d.%d here" % version)
+    return pythons()[version]
+
+
+def oldest():
+    return min(pythons().items())[1]
+
+
+def newest():
+    return max(pythons().items())[1]
+
+
+DEBIAN_PACKAGES = ["python3.11-minimal", "libpython3.11-minimal"]
+
+
+def unpack_debian(folder):
+    """Fetches Debian's minimal Python and unpacks it in folder, without installing it; the reason if it cannot, or None."""
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        return "there is no apt-get and dpkg here"
+    if os.path.exists(os.path.join(folder, "usr")):
+        return None
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        os.chmod(work, 0o755)  # the downloader may be another user
+        download = ["apt-get", "-q", "download"] + DEBIAN_PACKAGES
+        for command in (download, ["apt-get", "-q", "update"], download):
+            try:
+                got = subprocess.run(command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+            except subprocess.TimeoutExpired:
+                return "%s took too long" % " ".join(command)
+            if command is download and not got.returncode:
+                break
+        packages = glob.glob(os.path.join(work, "*.deb"))
+        if len(packages) != len(DEBIAN_PACKAGES):
+            return "Debian's packages cannot be fetched: %s" % got.stdout.decode(errors="replace").strip().splitlines()[-1:]
+        for package in packages:
+            subprocess.check_call(["dpkg", "-x", package, os.path.join(work, "root")])
+        os.rename(os.path.join(work, "root", "usr"), os.path.join(folder, "usr"))
+    return None
+
+
+@pytest.fixture(scope="session")
+def debian(request, tmp_path_factory):
+    """The path of Debian's minimal Python; it is fetched once for all runs."""
+    cache = getattr(request.config, "cache", None)
+    folder = str(tmp_path_factory.mktemp("debian") if cache is None else cache.mkdir("debian-minimal"))
+    reason = unpack_debian(folder)
+    if reason is not None:
+        missing(reason)
+    return os.path.join(folder, "usr", "bin", "python3.11")
+
+
+# ---- ways to run the programs
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+    """A folder with the package and nothing else."""
+    return copy_package(str(tmp_path_factory.mktemp("source")))
+
+
+@pytest.fixture(scope="session")
+def pyz(tmp_path_factory):
+    """The path of the one file, just built."""
+    path = str(tmp_path_factory.mktemp("one-file") / "numseq.pyz")
+    subprocess.check_call([sys.executable, os.path.join(ROOT, "tools", "build_pyz.py"), path])
+    return path
+
+
+def copy_package(folder):
+    """Copies the package into folder: nothing else of the project is needed, and .pyc files do no harm there."""
+    shutil.copytree(os.path.join(ROOT, "numseq"), os.path.join(folder, "numseq"),
+                    ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+class Build:
+    """A way to run the two programs.
+
+    command(name)  the list of text that runs the server or the client, without the arguments
+    environment    all that is in it, beside TEST_MODE
+    folder         the current directory, if it has to be a certain one
+    closed         the numbers of the standard streams that are closed
+    files          the limit of open files
+    stdin          the path of standard input
+    """
+
+    def __init__(self, command, environment=None, folder=None, closed=(), files=None, stdin=os.devnull):
+        self.command = command
+        self.environment = dict(environment or {})
+        self.folder = folder
+        self.closed = closed
+        self.files = files
+        self.stdin = stdin
+
+    def start(self, name, arguments, folder, **variables):
+        """The running process of the server or the client, with more variables in its environment."""
+
+        def prepare():
+            if self.files is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (self.files, self.files))
+            for file in self.closed:
+                os.close(file)
+
+        with open(self.stdin, "rb") as stdin:
+            return subprocess.Popen(self.command(name) + list(map(str, arguments)), cwd=self.folder or folder,
+                                    env=dict(self.environment, **variables), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                    preexec_fn=prepare)
+
+    def run(self, name, arguments, folder):
+        """(exit status, output, complaints) of the server or the client."""
+        process = self.start(name, arguments, folder)
+        try:
+            out, err = process.communicate(timeout=SECONDS_MOST)
+        finally:
+            _end(process)
+        return process.returncode, out.decode("ascii"), err.decode("ascii")
+
+
+def scripts(interpreter, source, *flags, **keywords):
+    """A Build that runs the files: python numseq/server.py."""
+    return Build(lambda name: [interpreter] + list(flags) + [os.path.join(source, "numseq", name + ".py")], **keywords)
+
+
+def modules(interpreter, source, *flags, environment=None, **keywords):
+    """A Build that runs the modules: python -m numseq.server."""
+    return Build(lambda name: [interpreter] + list(flags) + ["-m", "numseq." + name],
+                 dict(environment or {}, PYTHONPATH=source), **keywords)
+
+
+def one_file(interpreter, path, *flags, **keywords):
+    """A Build that runs the one file: python numseq.pyz server."""
+    return Build(lambda name: [interpreter] + list(flags) + [path, name], **keywords)
+
+
+def prepared(interpreter, source, code, *flags, **keywords):
+    """A Build that runs code first, such as takes modules away."""
+    code = "import sys\nsys.path[0] = %r\n%s\nfrom numseq.__main__ import main\nsys.exit(main())\n" % (source, code)
+    return Build(lambda name: [interpreter] + list(flags) + ["-c", code, name], **keywords)
+
+
+def _end(process):
+    if process.poll() is None:
+        process.kill()
+        process.communicate()
+    process.stdout.close()
+    process.stderr.close()
+
+
+# ---- the session
+
+
+@contextlib.contextmanager
+def serving(build, folder, **variables):
+    """The port of a server, which has to end well and without complaints."""
+    port = _free_port() if 1 in build.closed else 0
+    process = build.start("server", [port, "--session-timeout", SESSION_TIMEOUT], folder, **variables)
+    try:
+        if port:
+            _wait_for(port)
+        else:
+            told = process.stdout.readline()
+            assert told.startswith(b"Listening on 127.0.0.1:"), told + process.stderr.read()
+            port = int(told.rsplit(b":", 1)[1])
+        yield port
+        process.terminate()
+        out, err = process.communicate(timeout=SECONDS_MOST)
+        assert (process.returncode, err) == (0, b"")
+    finally:
+        _end(process)
+
+
+def _free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def _wait_for(port):
+    end = time.monotonic() + SECONDS_MOST
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except ConnectionRefusedError:
+            assert time.monotonic() < end, "the server does not listen"
+            time.sleep(0.01)
+
+
+@functools.lru_cache(maxsize=None)
+def proof(client_id, n):
+    """The last lines of a complete sequence, worked out as the protocol defines it."""
+    draw = random.Random(client_id).randint
+    numbers = [draw(0, 100) for _ in range(n)]
+    checksum = hashlib.md5(str(numbers).encode("ascii")).hexdigest()
+    return "The SUM of numbers is: %d\nChecksum (%s) is valid!\n" % (sum(numbers), checksum)
+
+
+def session(server, client, folder, *options):
+    """A new sequence; another that is dropped on the way; its continuation, verified. The options are the client's."""
+    folder = str(folder)
+    silent = 1 in client.closed
+    with serving(server, folder, TEST_MODE="1") as port:
+        new = ["NEW", 5, port, "--client_id", SMALL_ID] + list(options)
+        assert client.run("client", new, folder) == (0, "" if silent else TRANSCRIPT, "")
+        for attempt in range(ATTEMPTS):
+            client_id = LARGE_ID % attempt
+            new = ["NEW", LARGE, port, "--client_id", client_id] + list(options)
+            status, out, err = client.run("client", new, folder)
+            assert status == 4, "not dropped: %d %s" % (status, err)
+            if "to go on: " in err if silent and 2 not in client.closed else "Received: NUM," in out or silent:
+                break
+        assert silent or out.splitlines()[-1].startswith("ERROR: [Errno "), out[-200:]
+        assert 2 in client.closed or "to go on: " in err
+        more = ["CONTINUE", port, "-q", "--retry", 1000] + list(options)
+        assert client.run("client", more, folder) == (0, "" if silent else proof(client_id, LARGE), "")
+
+
+def unpredictable_session(build, folder):
+    """A new sequence that follows from nothing, and the same once more, both verified."""
+    folder = str(folder)
+    with serving(build, folder) as port:
+        new = build.run("client", ["NEW", 1000, port, "-q"], folder)
+        assert new[0] == 0 and new[1].endswith("is valid!\n") and not new[2], new
+        assert build.run("client", ["CONTINUE", port, "-q"], folder) == new

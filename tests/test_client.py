@@ -1,0 +1,679 @@
+"""The client's state machine: against the real server and against servers that misbehave, all on one loop, in no time."""
+
+import errno
+import os
+import random
+import select
+import socket
+import threading
+
+import pytest
+from conftest import turn_until
+from programs import (CLIENT_ID, HOST, Liar, cut, end, hang, honest, instead, numbers_of,  # noqa: F401 (fixtures)
+                      port, programs)
+
+import numseq
+from numseq import client, errors, protocol
+from numseq.client import Fetch
+from numseq.errors import ChecksumMismatch, ConnectionLost, ProtocolBroken, Refused, UsageError
+from numseq.journal import Journal, load
+from numseq.server import Server
+from numseq.store import MemoryStore
+
+N, BATCH = 23, 5  # five batches, and the last one is short
+NUMBERS = numbers_of(1, N)
+GOOD = honest(NUMBERS, BATCH)
+RESET = "[Errno %d] %s" % (errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+IDLE = 0.5  # seconds that pass a turn where a test waits for silence; every answer takes a turn or two
+TOO_MANY = b"ERR,Too many connections;"
+
+
+def some(count):
+    return (":".join(["1"] * count)).encode("ascii")
+
+
+class Run:
+    """A fetch on the test's loop, and all that came of it."""
+
+    def __init__(self, loop, port, begun, watched=False, host=HOST, **options):
+        self.loop = loop
+        self.outcomes = []
+        self.events = []
+        self.fetch = Fetch(loop, host, port, begun, lambda fetch, error: self.outcomes.append(error),
+                           watch=(lambda *event: self.events.append(event)) if watched else None, **options)
+
+    def wait(self, clock=None, step=0.01):
+        """Turns the loop until it is over; with a clock, time goes on by `step` seconds a turn. Returns the error."""
+        turn_until(self.loop, lambda: self.outcomes or (clock and clock.advance(step)))
+        assert len(self.outcomes) == 1
+        return self.outcomes[0]
+
+    def said(self, name):
+        """The texts of the events of that name."""
+        return [text for event, text in self.events if event == name]
+
+
+@pytest.fixture
+def state(tmp_path):
+    return str(tmp_path / "state")
+
+
+@pytest.fixture
+def begun(state):
+    """A Journal of what the good server has, with nothing in it."""
+    return Journal(CLIENT_ID.encode("ascii"), N, BATCH, path=state)
+
+
+@pytest.fixture
+def run(loop, begun):
+    """A function: a Run of a new sequence, or of what is in `journal`."""
+
+    def start(server, journal=begun, **options):
+        return Run(loop, server.port, journal, **options)
+
+    return start
+
+
+@pytest.fixture
+def liar(loop):
+    """A function: a Liar on the loop."""
+
+    def make(*answers, **options):
+        return Liar(loop, *answers, **options)
+
+    return make
+
+
+@pytest.fixture
+def server(loop):
+    """A function: the real Server on the loop, with its port."""
+    servers = []
+
+    def make(**options):
+        made = Server(loop, MemoryStore(loop, forgotten=lambda client_id: None), **options)
+        made.port = made.listen(HOST, 0)[0][1]
+        servers.append(made)
+        return made
+
+    yield make
+    for each in servers:
+        each.close()
+
+
+# Three ways to the same result: nobody reads along, one at a time, and with a transcript.
+WAYS = {"fast": dict(), "one at a time": dict(window=1), "watched": dict(watched=True)}
+
+
+@pytest.fixture(params=sorted(WAYS))
+def way(request):
+    return WAYS[request.param]
+
+
+@pytest.fixture(params=[None, 1], ids=["at once", "byte by byte"])
+def drip(request):
+    return request.param
+
+
+# ---- what a good server says
+
+
+def test_a_good_server_is_understood_however_its_answers_are_cut(run, liar, way, drip, begun, state):
+    done = run(liar(GOOD, drip=drip), **way)
+    assert done.wait() is None
+    assert list(begun.numbers) == NUMBERS
+    assert (done.fetch.sum, done.fetch.drops) == (sum(NUMBERS), 0)
+    assert done.fetch.checksum == GOOD("FIN")[4:-1].decode("ascii")
+    assert list(load(state).numbers) == NUMBERS and begun.kept
+
+
+@pytest.mark.parametrize("n, batch", [(0, 1), (1, 1), (5, 5), (6, 5), (10, 5), (3, 65535), (2000, 1), (65535, 5),
+                                      (65535, 65535)])
+def test_the_real_server_s_sequence_arrives_complete(server, loop, n, batch):
+    begun = Journal(CLIENT_ID.encode("ascii"), n, batch)
+    done = Run(loop, server(test_mode=True).port, begun)
+    assert done.wait() is None
+    assert list(begun.numbers) == numbers_of(CLIENT_ID, n)
+
+
+def test_what_the_transcript_watches_is_what_is_sent_and_received(run, liar):
+    server = liar(GOOD)
+    done = run(server, watched=True, window=2)
+    assert done.wait() is None
+    assert done.said("sending") == [message + ";" for message in server.heard()]
+    assert done.said("received") == [GOOD(message).decode("ascii") for message in server.heard()]
+    assert [name for name, _ in done.events if name not in ("sending", "received")] == ["requesting", "closing"]
+
+
+def test_the_connection_is_closed_by_the_client_in_good_order(run, liar, loop):
+    server = liar(GOOD)
+    assert run(server).wait() is None
+    peer, = server.peers
+    turn_until(loop, lambda: peer.stream.handler is None)
+    assert peer.error is None, "a complete fetch ended with a reset"
+
+
+# ---- what no server says: (where, what) gives (which error, how it is told, how many good numbers are kept)
+
+TOO_EARLY = "an answer to nothing"
+NONSENSE = "an answer of no known type"
+OVER = "numbers that are not 0 to 100"
+LIES = [(dict([what]), ProtocolBroken, wrong, kept) for what, wrong, kept in [
+    (("RECV_0", b"NUM," + some(6) + b";"), "6 numbers in batch 0, which has 5", 0),
+    (("RECV_0", b"NUM," + some(4) + b";"), "4 numbers in batch 0, which has 5", 0),
+    (("RECV_1", b"NUM," + some(6) + b";"), "6 numbers in batch 1, which has 5", 5),
+    (("RECV_4", b"NUM," + some(5) + b";"), "5 numbers in batch 4, which has 3", 20),
+    (("RECV_4", b"NUM," + some(2) + b";"), "2 numbers in batch 4, which has 3", 20),
+    (("RECV_2", b"NUM,1:2:3:4:101;"), OVER, 10),
+    (("RECV_2", b"NUM,1:2:3:4:1000;"), OVER, 10),
+    (("RECV_2", b"NUM,1:2:3:4:-1;"), OVER, 10),
+    (("RECV_2", b"NUM,1:2:3:4:05;"), OVER, 10),
+    (("RECV_2", b"NUM,1:2:3:4:+5;"), OVER, 10),
+    (("RECV_2", b"NUM,1:2:3:4: 5;"), OVER, 10),
+    (("RECV_2", b"NUM,1:2:3:4:\xd9\xa5;"), OVER, 10),
+    (("RECV_2", b"NUM,1:2:3:4:;"), OVER, 10),
+    (("RECV_2", b"NUM,1:2::4:5;"), OVER, 10),
+    (("RECV_2", b"NUM,;"), OVER, 10),
+    (("RECV_2", b"NUM;"), OVER, 10),
+    (("RECV_2", b"NUM,1:2:3:4:5:NUM,1:2:3:4:5;"), OVER, 10),
+    (("RECV_2", b"\r\nNUM,1:2:3:4:5;"), NONSENSE, 10),
+    (("RECV_2", b";"), NONSENSE, 10),
+    (("RECV_2", b"num,1:2:3:4:5;"), NONSENSE, 10),
+    (("RECV_2", bytes(range(256))), NONSENSE, 10),
+    (("RECV_2", b"HTTP/1.1 400 Bad Request\r\nDate: now; or never"), NONSENSE, 10),
+    (("RECV_2", b"ACK;"), TOO_EARLY, 10),
+    (("RECV_2", b"FAC," + b"0" * 32 + b";"), TOO_EARLY, 10),
+    (("RECV_4", GOOD("RECV,4") + b"NUM,1:2:3;"), TOO_EARLY, 23),
+    (("INIT", b"ACK;ACK;"), TOO_EARLY, 0),
+    (("INIT", b"NUM,1:2:3:4:5;"), TOO_EARLY, 0),
+    (("INIT", b"FAC," + b"0" * 32 + b";"), TOO_EARLY, 0),
+    (("INIT", b"ACK,1;"), "ACK takes no content", 0),
+    (("INIT", b"SSH-2.0-OpenSSH_9.6\r\n;"), NONSENSE, 0),
+    (("FIN", b"NUM,1:2:3:4:5;"), TOO_EARLY, 23),
+    (("FIN", b"ACK;"), TOO_EARLY, 23),
+    (("FIN", b"FAC;"), "a checksum that is none", 23),
+    (("FIN", b"FAC," + b"0" * 31 + b";"), "a checksum that is none", 23),
+    (("FIN", b"FAC," + b"A" * 32 + b";"), "a checksum that is none", 23),
+]] + [(dict([what]), Refused, said, kept) for what, said, kept in [
+    (("INIT", b"ERR,%s already exist;" % CLIENT_ID.encode("ascii")), CLIENT_ID + " already exist", 0),
+    (("RECV_0", b"ERR,Invalid batch index requested: 0;"), "Invalid batch index requested: 0", 0),
+    (("RECV_3", b"ERR,\x1b[2Jwhat\r\n\xff?;"), "?[2Jwhat????", 15),
+    (("FIN", b"ERR,no;"), "no", 23),
+    (("FIN", b"ERR;"), "", 23),
+]] + [(dict([what]), ConnectionLost, said, kept) for what, said, kept in [
+    (("INIT", end), "The server closed the connection", 0),
+    (("RECV_0", end), "The server closed the connection", 0),
+    (("RECV_3", end), "The server closed the connection", 15),
+    (("FIN", end), "The server closed the connection", 23),
+    (("INIT", cut), RESET, 0),
+    (("RECV_0", cut), RESET, 0),
+    (("FIN", cut), RESET, 23),
+    (("INIT", hang), "no answer for 3 s", 0),
+    (("RECV_0", hang), "no answer for 3 s", 0),
+    (("FIN", hang), "no answer for 3 s", 23),
+    (("FIN", b"FAC," + b"0" * 32), "no answer for 3 s", 23),
+]]
+
+
+def name_of(value):
+    if isinstance(value, dict):
+        (where, what), = value.items()
+        return "%s %s" % (where, ascii(what)[:40] if isinstance(what, bytes) else what.__name__)
+    return None
+
+
+@pytest.mark.parametrize("lie, kind, said, kept", LIES, ids=name_of)
+def test_a_lie_ends_the_fetch_with_its_own_error_and_what_was_good_is_kept(
+        run, liar, clock, way, drip, begun, state, lie, kind, said, kept):
+    done = run(liar(instead(GOOD, **lie), drip=drip), **way)
+    error = done.wait(clock, IDLE)
+    prefix = "The server broke the protocol: " if kind is ProtocolBroken else ""
+    assert (type(error), str(error)) == (kind, prefix + said)
+    assert list(begun.numbers) == NUMBERS[:kept]
+    created = "INIT" not in lie or lie["INIT"] == b"ACK;ACK;"
+    assert os.path.exists(state) is begun.kept is created
+    if created:
+        assert load(state).numbers == begun.numbers
+    assert error.resumable is (created and kind is not Refused)
+
+
+@pytest.mark.parametrize("lie, kind", [(lie, kind) for lie, kind, _, _ in LIES[::4]], ids=name_of)
+def test_what_was_good_completes_with_a_good_server(run, liar, clock, lie, kind, begun, state):
+    """And none of it is asked for again."""
+    assert isinstance(run(liar(instead(GOOD, **lie))).wait(clock, IDLE), kind)
+    if not begun.kept:
+        return
+    found = load(state)
+    batches = found.batches()
+    server = liar(GOOD)
+    assert run(server, found, resume=True).wait() is None
+    assert list(load(state).numbers) == NUMBERS
+    assert server.heard() == ["CONT," + CLIENT_ID] + ["RECV,%d" % index for index in range(batches, 5)] + ["FIN"]
+
+
+@pytest.mark.parametrize("where", ["INIT", "RECV_0", "FIN"])
+@pytest.mark.parametrize("endless", [b"NUM," + b"1:" * 200000, b"\0" * 400000, b"ERR," + b"x" * 400000])
+def test_an_endless_message_is_given_up_before_its_end(run, liar, way, where, endless):
+    done = run(liar(instead(GOOD, **{where: endless})), **way)
+    assert str(done.wait()) == "The server broke the protocol: Message too long"
+
+
+def test_the_longest_message_there_is_is_not_too_long(run, liar):
+    numbers = [100] * protocol.N_MOST
+    begun = Journal(CLIENT_ID.encode("ascii"), protocol.N_MOST, protocol.BATCH_MOST)
+    assert run(liar(honest(numbers, protocol.BATCH_MOST), drip=3001), begun).wait() is None
+    assert list(begun.numbers) == numbers
+
+
+@pytest.mark.parametrize("wrong", ["first", "last"])
+def test_numbers_that_are_not_the_server_s_are_dropped_and_can_be_fetched_anew(run, liar, way, wrong, begun, state):
+    place = 0 if wrong == "first" else N - 1
+    others = NUMBERS[:place] + [(NUMBERS[place] + 1) % 101] + NUMBERS[place + 1:]
+    done = run(liar(instead(honest(others, BATCH), FIN=GOOD("FIN"))), **way)
+    error = done.wait()
+    checksum = GOOD("FIN")[4:-1].decode("ascii")
+    assert (type(error), str(error)) == (ChecksumMismatch, "Checksum (%s) is not valid!" % checksum)
+    assert error.resumable and done.fetch.checksum == checksum and done.fetch.sum == sum(others)
+    found = load(state)
+    assert len(found.numbers) == len(begun.numbers) == 0
+    assert run(liar(GOOD), found, resume=True).wait() is None
+    assert list(load(state).numbers) == NUMBERS
+
+
+def test_the_same_stream_gives_the_same_whether_anybody_reads_along_or_not(run, liar, clock, loop):
+    """Streams made of good and bad pieces by chance, cut by chance: the fast path may not differ in anything."""
+    chance = random.Random(4)
+    good = [GOOD("RECV,%d" % index) for index in range(5)]
+    odd = [b"NUM,1;", b"NUM,1:2:3:4:5;", b"NUM,1:2:3:4:500;", b"ERR,no;", b";", b"NUM,1:2:3", b"ACK;", b"FAC,0;"]
+    kinds = set()
+    for _ in range(120):
+        stream = good[:chance.randrange(6)] + chance.choices(odd, k=chance.randrange(3)) + good[:chance.randrange(3)]
+        answers = instead(GOOD, RECV=b"", RECV_0=b"".join(stream))
+        results = []
+        drip = chance.choice([None, 1, 7, 33])
+        for watched in False, True:
+            begun = Journal(CLIENT_ID.encode("ascii"), N, BATCH)
+            error = run(liar(answers, drip=drip), begun, watched=watched).wait(clock, IDLE)
+            results.append((type(error), str(error), bytes(begun.numbers)))
+        assert results[0] == results[1], stream
+        kinds.add(results[0][0])
+    assert kinds >= {ProtocolBroken, Refused, ConnectionLost, type(None)}, "chance left something out"
+
+
+# ---- silence
+
+
+@pytest.mark.parametrize("timeout", [0.25, 3, 60])
+def test_silence_is_given_up_after_the_timeout_and_not_before(run, liar, loop, clock, timeout):
+    server = liar(instead(GOOD, RECV_3=hang))
+    done = run(server, timeout=timeout, window=1)
+    turn_until(loop, lambda: server.heard()[-1:] == ["RECV,3"])
+    clock.advance(timeout * 0.99)
+    turns = loop.turns
+    turn_until(loop, lambda: loop.turns > turns + 2)
+    assert done.outcomes == []
+    clock.advance(timeout * 0.02)
+    assert str(done.wait()) == "no answer for %g s" % timeout
+
+
+def test_a_server_that_is_slow_but_not_silent_is_waited_for(run, liar, clock):
+    done = run(liar(GOOD, drip=1), timeout=0.5)
+    assert done.wait(clock, 0.1) is None
+    assert clock.seconds - 1000 > 5
+
+
+def test_connecting_counts_as_silence(loop, clock, begun, sockets):
+    listening = socket.socket()
+    sockets.append(listening)
+    listening.bind((HOST, 0))
+    listening.listen(0)
+    waiting = None
+    while waiting is None and len(sockets) < 64:  # until its backlog is full, and the next one gets no answer
+        knocking = socket.socket()
+        sockets.append(knocking)
+        knocking.setblocking(False)
+        knocking.connect_ex(listening.getsockname())
+        waiting = None if select.select([], [knocking], [], 0.02)[1] else knocking
+    assert waiting is not None, "the kernel takes every connection"
+    done = Run(loop, listening.getsockname()[1], begun)
+    turns = loop.turns
+    clock.advance(2.9)
+    turn_until(loop, lambda: loop.turns > turns + 3)
+    assert done.outcomes == []
+    clock.advance(0.2)
+    error = done.wait()
+    assert (type(error), str(error)) == (ConnectionLost, "no answer for 3 s")
+    assert not error.resumable
+    assert not loop.selector.get_map(), "the connection that was given up is still there"
+
+
+# ---- the window
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 7, 64])
+@pytest.mark.parametrize("watched", [False, True])
+def test_never_more_than_the_window_is_in_flight_and_it_is_refilled_in_time(loop, run, liar, window, watched):
+    total = 40
+    begun = Journal(CLIENT_ID.encode("ascii"), total, 1)
+    good = honest(NUMBERS * 2, 1)
+    server = liar(instead(good, RECV=b""))
+    done = run(server, begun, window=window, watched=watched)
+
+    def asked():
+        return sum(message.startswith("RECV") for message in server.heard())
+
+    for answered in range(total):
+        # Half of the window may be empty before it is worth a message.
+        turn_until(loop, lambda: asked() == total or asked() - answered > window // 2)
+        assert asked() - answered <= window
+        if not answered:
+            assert asked() == min(window, total)
+        server.peers[0].say(good("RECV,%d" % answered))
+        turn_until(loop, lambda: len(begun.numbers) == answered + 1)
+    assert done.wait() is not None, "its checksum is another's"
+    assert server.heard()[1:-1] == ["RECV,%d" % index for index in range(total)]
+
+
+def test_the_default_window_is_wide_and_asks_in_one_go(loop, run, liar):
+    begun = Journal(CLIENT_ID.encode("ascii"), 65535, 5)
+    server = liar(instead(GOOD, RECV=b""))
+    run(server, begun)
+    turn_until(loop, lambda: len(server.heard()) == 1 + client.WINDOW)
+    assert client.WINDOW > 100
+
+
+# ---- coming back: --retry
+
+
+def test_the_pauses_double_from_50_ms_to_5_s_with_jitter(loop, clock, begun):
+    """A name that cannot be looked up fails without the network, so that the pauses are all that takes time."""
+    pauses = []
+    for _ in range(20):
+        times = []
+        run = Run(loop, 1, begun, host="\u00e9", retry=12, watched=True)
+        run.fetch._watch = lambda event, text: times.append(clock.seconds)
+        while not run.outcomes:
+            loop.turn()
+        assert isinstance(run.outcomes[0], ConnectionLost)
+        assert len(times) == 13, "the first try and 12 more"
+        pauses.append([after - before for before, after in zip(times, times[1:])])
+    for index, tried in enumerate(zip(*pauses)):
+        full = min(0.05 * 2 ** index, 5)
+        assert 0.5 * full <= min(tried) and max(tried) <= full + 1e-6
+        assert min(tried) < 0.7 * full and max(tried) > 0.8 * full, "no jitter"
+
+
+@pytest.mark.parametrize("retry", [0, 1, 3])
+def test_a_look_up_that_fails_ends_the_fetch_once_and_for_all(loop, clock, begun, retry):
+    run = Run(loop, 1, begun, host="\u00e9", retry=retry, watched=True)
+    assert run.outcomes == [], "the caller has to have the fetch in hand first"
+    run.wait(clock)
+    assert len(run.said("error")) == retry + 1
+    assert run.said("error")[0] == "[Errno %d] a host name has to be ASCII" % errno.EINVAL
+    assert loop.timers() == 0, "something goes on after the end"
+
+
+@pytest.mark.parametrize("retry", [0, 2])
+def test_a_refused_connection_is_tried_again_up_to_the_limit(loop, clock, begun, sockets, retry):
+    held = socket.socket()
+    sockets.append(held)
+    held.bind((HOST, 0))
+    run = Run(loop, held.getsockname()[1], begun, retry=retry, watched=True)
+    error = run.wait(clock)
+    refused = "[Errno %d] %s" % (errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+    assert (type(error), str(error)) == (ConnectionLost, refused)
+    assert run.said("error") == [refused] * (retry + 1)
+    assert not error.resumable, "nothing was created"
+
+
+def test_a_server_that_comes_up_late_is_reached(loop, clock, begun, liar):
+    gone = liar(GOOD)
+    gone.stop_listening()
+    run = Run(loop, gone.port, begun, retry=100, watched=True)
+    turn_until(loop, lambda: clock.advance(0.01) or len(run.said("error")) == 3)
+    liar(GOOD, port=gone.port)
+    assert run.wait(clock) is None
+    assert run.fetch.drops == len(run.said("error"))
+
+
+@pytest.mark.parametrize("retry", [1, 3])
+def test_progress_resets_the_count_and_nothing_that_has_arrived_is_asked_for_again(run, liar, clock, way, retry, begun):
+    cuts = [instead(GOOD, **{"RECV_%d" % index: cut}) for index in range(1, 5)] + [instead(GOOD, FIN=cut)]
+    server = liar(*cuts, GOOD)
+    done = run(server, retry=retry, **dict(way, window=1))
+    assert done.wait(clock) is None
+    assert list(begun.numbers) == NUMBERS
+    assert done.fetch.drops == 5
+    assert [peer.heard[1:] for peer in server.peers] == [
+        ["RECV,0", "RECV,1"], ["RECV,1", "RECV,2"], ["RECV,2", "RECV,3"], ["RECV,3", "RECV,4"], ["RECV,4", "FIN"], ["FIN"]]
+
+
+def test_without_progress_the_count_runs_out(run, liar, clock, begun):
+    server = liar(instead(GOOD, RECV_2=cut))
+    done = run(server, retry=4, window=1)
+    error = done.wait(clock)
+    assert (type(error), error.resumable) == (ConnectionLost, True)
+    assert len(server.peers) == 5, "the one that got on, and four tries that did not"
+    assert done.fetch.drops == len(server.peers)
+    assert list(begun.numbers) == NUMBERS[:10]
+
+
+def test_a_wide_window_that_is_cut_asks_for_what_is_missing_alone(run, liar, clock, begun):
+    server = liar(instead(GOOD, RECV_3=end), GOOD)
+    assert run(server, retry=1).wait(clock) is None
+    assert server.peers[1].heard == ["CONT," + CLIENT_ID, "RECV,3", "RECV,4", "FIN"]
+
+
+def test_a_torn_message_is_asked_for_again_as_a_whole(run, liar, clock, begun):
+    server = liar(instead(GOOD, RECV_2=GOOD("RECV,2")[:-3], RECV_3=end), GOOD)
+    assert run(server, retry=1, window=4).wait(clock) is None
+    assert server.peers[1].heard[1] == "RECV,2"
+    assert list(begun.numbers) == NUMBERS
+
+
+INIT = "INIT,%s,%d,%d" % (CLIENT_ID, N, BATCH)
+CONT = "CONT," + CLIENT_ID
+MISSING = b"ERR,Client-id: %s does not exist;" % CLIENT_ID.encode("ascii")
+
+
+@pytest.mark.parametrize("answer", [cut, end, hang])
+def test_an_init_that_arrived_but_was_not_answered_is_not_created_twice(run, liar, clock, answer, begun):
+    server = liar(instead(GOOD, INIT=answer), GOOD)
+    assert run(server, retry=1).wait(clock, 0.1) is None
+    assert [peer.heard[0] for peer in server.peers] == [INIT, CONT]
+    assert list(begun.numbers) == NUMBERS
+
+
+def test_an_init_that_never_arrived_is_sent_again_once_that_is_known(run, liar, clock, begun):
+    server = liar(instead(GOOD, INIT=cut), instead(GOOD, CONT=MISSING), GOOD)
+    assert run(server, retry=1).wait(clock) is None
+    assert [peer.heard[0] for peer in server.peers] == [INIT, CONT, INIT]
+
+
+def test_a_sequence_that_the_server_has_forgotten_is_not_begun_again(run, liar, clock, begun):
+    server = liar(instead(GOOD, RECV_2=cut), instead(GOOD, CONT=MISSING))
+    error = run(server, retry=5, window=1).wait(clock)
+    assert (type(error), str(error)) == (Refused, MISSING[4:-1].decode("ascii"))
+    assert len(server.peers) == 2
+    assert list(begun.numbers) == NUMBERS[:10], "what was good has to be kept"
+
+
+@pytest.mark.parametrize("retry", [0, 2])
+def test_too_many_connections_are_waited_out(run, liar, clock, retry):
+    server = liar(*[instead(GOOD, INIT=TOO_MANY, CONT=TOO_MANY)] * 2 + [instead(GOOD, CONT=MISSING), GOOD])
+    error = run(server, retry=retry).wait(clock)
+    if retry:
+        assert error is None
+    else:
+        assert (type(error), str(error)) == (Refused, "Too many connections")
+        assert len(server.peers) == 1
+
+
+def test_the_real_server_s_limit_of_connections_is_waited_out(server, loop, clock):
+    crowded = server(connections_most=1, test_mode=True, session_timeout=1000)
+    runs = [Run(loop, crowded.port, Journal(client.new_id(), 200, 5), retry=1000, window=1) for _ in range(4)]
+    turn_until(loop, lambda: clock.advance(0.01) or all(run.outcomes for run in runs))
+    assert [run.outcomes for run in runs] == [[None]] * 4
+    assert sum(run.fetch.drops for run in runs) > 0, "the limit was never met"
+
+
+@pytest.mark.parametrize("said", [b"ERR,no;", b"nonsense;"])
+def test_what_another_connection_cannot_make_up_for_is_not_tried_again(run, liar, clock, said):
+    server = liar(instead(GOOD, RECV_1=said))
+    assert run(server, retry=100).wait(clock) is not None
+    assert len(server.peers) == 1
+
+
+def test_a_new_one_with_the_id_of_another_s_sequence_keeps_the_state_of_the_earlier(server, loop, state):
+    real = server(test_mode=True)
+    earlier = Journal(CLIENT_ID.encode("ascii"), N, BATCH, path=state)
+    assert Run(loop, real.port, earlier).wait() is None
+    again = Journal(CLIENT_ID.encode("ascii"), N + 1, BATCH, path=state)
+    error = Run(loop, real.port, again).wait()
+    assert (type(error), str(error)) == (Refused, CLIENT_ID + " already exist")
+    assert list(load(state).numbers) == numbers_of(CLIENT_ID, N)
+
+
+# ---- many at once, and the end of one
+
+
+def test_many_fetches_share_a_loop_and_sessions_that_end_too_early(server, loop, clock):
+    real = server(session_timeout=0.3)
+    chance = random.Random(7)
+    runs = [Run(loop, real.port, Journal(client.new_id(), chance.randrange(2000), chance.randint(1, 9)),
+                retry=1000, window=chance.choice([1, 16, 1024])) for _ in range(20)]
+    turn_until(loop, lambda: clock.advance(0.003) or all(run.outcomes for run in runs))
+    assert [run.outcomes for run in runs] == [[None]] * len(runs)
+    assert sum(run.fetch.drops for run in runs) > 10, "the sessions lived too long for this test"
+    assert all(len(run.fetch.journal.numbers) == run.fetch.journal.n for run in runs)
+
+
+@pytest.mark.parametrize("phase", ["connecting", "INIT", "RECV_2", "pausing"])
+def test_a_fetch_that_is_cancelled_says_nothing_more_and_leaves_its_state(run, liar, loop, clock, phase, begun, state):
+    server = liar(instead(GOOD, **{phase: hang, "RECV_3": cut}))
+    done = run(server, retry=5, window=1, watched=True)
+    if phase == "pausing":
+        turn_until(loop, lambda: done.fetch.drops)
+    elif phase != "connecting":
+        turn_until(loop, lambda: server.heard() and server.heard()[-1].startswith(phase.replace("_", ",")))
+    if phase == "connecting":
+        loop.turn()
+    done.fetch.cancel()
+    done.fetch.cancel()
+    events = list(done.events)
+    turns = loop.turns
+    clock.advance(100)
+    turn_until(loop, lambda: loop.turns > turns + 5)
+    assert done.outcomes == [] and done.events == events
+    assert not begun.is_open() and len(begun.numbers) == {"RECV_2": 10, "pausing": 15}.get(phase, 0)
+    if phase in ("RECV_2", "pausing"):
+        assert load(state).numbers == begun.numbers
+
+
+def test_after_the_end_nothing_is_left_on_the_loop(run, liar, loop, clock):
+    server = liar(GOOD)
+    assert run(server).wait() is None
+    server.stop_listening()
+    turn_until(loop, lambda: not loop.selector.get_map())
+    assert loop.timers() == 0
+
+
+# ---- the errors
+
+
+@pytest.mark.parametrize("kind, status", [
+    (ChecksumMismatch, 1), (UsageError, 2), (Refused, 3), (ConnectionLost, 4), (ProtocolBroken, 5)])
+def test_each_exit_status_has_its_exception(kind, status):
+    assert issubclass(kind, errors.FetchError) and kind.__mro__[1] is errors.FetchError
+    error = kind("a line", True)
+    assert (error.status, str(error), error.resumable, kind("a line").resumable) == (status, "a line", True, False)
+    assert getattr(numseq, kind.__name__) is kind and kind.__name__ in numseq.__all__
+    assert "  %d    " % status in client.STATUSES
+
+
+# ---- as a library
+
+
+def test_importing_the_package_loads_no_more_than_its_errors(run_python):
+    loaded = run_python("import sys; before = set(sys.modules); import numseq; print(sorted(set(sys.modules) - before))")
+    assert eval(loaded) == ["numseq", "numseq.errors"]
+
+
+def test_the_client_loads_neither_argparse_nor_what_the_server_is_made_of(run_python):
+    loaded = run_python("import sys, numseq.client; print(sorted(sys.modules))")
+    assert not {"argparse", "asyncio", "ssl", "threading", "numseq.server", "numseq.store", "numseq.options"} & set(
+        eval(loaded))
+
+
+def test_fetch_returns_the_numbers_with_their_sum_checksum_and_id(port):
+    client_id = client.new_id().decode("ascii")
+    result = numseq.fetch(1000, port, client_id=client_id)
+    assert type(result.numbers) is list
+    assert result.numbers == numbers_of(client_id, 1000)
+    assert (result.sum, result.client_id) == (sum(result.numbers), client_id)
+    assert result.checksum == honest(result.numbers, 5)("FIN")[4:-1].decode("ascii")
+    assert result == (result.numbers, result.sum, result.checksum, result.client_id)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(batch_size=1), dict(batch_size=65535), dict(window=1)])
+@pytest.mark.parametrize("n", [0, 1, 300])
+def test_fetch_takes_any_count_and_batch_size(port, n, options):
+    result = numseq.fetch(n, port, **options)
+    assert len(result.numbers) == n
+    assert result.numbers == numbers_of(result.client_id, n)
+
+
+def test_fetch_can_be_called_in_many_threads(port):
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(numseq.fetch(500, port))) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(10)
+    assert len({result.client_id for result in results}) == 4
+    assert all(result.numbers == numbers_of(result.client_id, 500) for result in results)
+
+
+def test_resume_goes_on_with_a_state_file(port, state):
+    first = numseq.fetch(100, port, state=state)
+    assert numseq.resume(port, state=state) == first
+
+
+@pytest.mark.parametrize("wrong, said", [
+    (dict(n=-1), "Invalid count of numbers: 0 to 65535"),
+    (dict(n=65536), "Invalid count of numbers: 0 to 65535"),
+    (dict(batch_size=0), "Invalid batch size: 1 to 65535"),
+    (dict(batch_size=65536), "Invalid batch size: 1 to 65535"),
+    (dict(client_id="me"), "Invalid client id"),
+    (dict(client_id="\u0661" + CLIENT_ID[1:]), "Invalid client id"),
+    (dict(port=0), "Invalid port: 1 to 65535"),
+    (dict(port=65536), "Invalid port: 1 to 65535"),
+    (dict(port=-1), "Invalid port: 1 to 65535"),
+])
+def test_what_cannot_be_is_refused_before_anything_is_sent(wrong, said):
+    with pytest.raises(UsageError) as refused:
+        numseq.fetch(**dict(dict(n=5, port=1), **wrong))
+    assert (str(refused.value), refused.value.status) == (said, 2)
+
+
+def test_resume_without_a_state_is_refused(state):
+    with pytest.raises(UsageError):
+        numseq.resume(1, state=state)
+
+
+def test_fetch_raises_what_ended_it(programs, state):
+    server = programs.server("--session-timeout", 0.05)
+    with pytest.raises(ConnectionLost) as lost:
+        numseq.fetch(65535, server.port, batch_size=1, window=1, state=state)
+    assert lost.value.resumable, "its state is there"
+    with pytest.raises(ConnectionLost) as lost:
+        numseq.fetch(65535, server.port, batch_size=1, window=1)
+    assert not lost.value.resumable, "there is no state to resume from"
+    assert numseq.resume(server.port, state=state, retry=1000).sum == sum(
+        numbers_of(load(state).client_id.decode("ascii"), 65535))
+    taken = load(state).client_id.decode("ascii")
+    with pytest.raises(Refused) as refused:
+        numseq.fetch(5, server.port, client_id=taken)
+    assert str(refused.value) == taken + " already exist"
+    server.stop()
+    with pytest.raises(ConnectionLost):
+        numseq.fetch(5, server.port)

@@ -1,0 +1,523 @@
+"""The client as the tool one uses every day: its outputs, its exit statuses, and what becomes of it when it is killed."""
+
+import errno
+import os
+import pty
+import random
+import re
+import signal
+import stat
+import time
+import uuid
+
+import pytest
+from conftest import turn_until
+from programs import (CLIENT_ID, Liar, cut, end, hang, honest, instead, numbers_of, port, programs,  # noqa: F401
+                      script)
+
+from numseq.client import COMPLETE, INTERRUPTED, OUTPUT_FAILED, UNREAD
+from numseq.journal import load
+
+NUMBERS = numbers_of(1, 23)
+GOOD = honest(NUMBERS, 5)
+RESULT = "The SUM of numbers is: %d\nChecksum (%s) is valid!\n" % (sum(NUMBERS), GOOD("FIN")[4:-1].decode("ascii"))
+LISTED = "".join("%d\n" % number for number in NUMBERS)
+NEW = "NEW", 23
+WRONG_CHECKSUM = instead(GOOD, FIN=b"FAC," + b"0" * 32 + b";")
+NOT_VALID = "The SUM of numbers is: %d\nChecksum (%s) is not valid!\n" % (sum(NUMBERS), "0" * 32)
+RESET = "[Errno %d] %s" % (errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+PROGRESS = re.compile(r"\r\x1b\[K(\d+) %, (\d+) numbers/s, (waiting|\d+ s left), (\d+) drops")
+ERASED = "\r\x1b[K"
+
+
+@pytest.fixture
+def liar(loop):
+    """A function: a Liar on the test's loop."""
+    return lambda *answers, **options: Liar(loop, *answers, **options)
+
+
+@pytest.fixture
+def ended(loop):
+    """A function: turns the test's loop until the client has ended; returns what came of it."""
+
+    def wait(client):
+        turn_until(loop, lambda: client.process.poll() is not None)
+        return client.wait()
+
+    return wait
+
+
+@pytest.fixture
+def run(programs, ended):
+    """A function: runs a client against a Liar to its end."""
+    return lambda server, *command, **options: ended(programs.start_client(*(command[:1 + (command[0] == "NEW")] + (
+        server.port,) + command[1 + (command[0] == "NEW"):]), **options))
+
+
+# ---- quiet
+
+
+def test_quiet_prints_exactly_the_two_result_lines(run, liar):
+    assert run(liar(GOOD), *NEW, "-q") == (0, RESULT, "")
+    assert run(liar(GOOD), "CONTINUE", "--quiet") == (0, RESULT, "")
+
+
+def test_quiet_keeps_many_requests_in_flight_and_a_window_can_be_set_in_either_mode(programs, liar, loop):
+    for options, expected in [((), 1), (("-q",), 5), (("-q", "--window", 2), 2), (("--window", 3), 3)]:
+        server = liar(instead(GOOD, RECV=b""))
+        client = programs.start_client(*NEW, server.port, *options)
+        turn_until(loop, lambda: len(server.heard()) == 1 + expected)
+        for _ in range(3):
+            loop.turn()
+        assert server.heard()[1:] == ["RECV,%d" % index for index in range(expected)], options
+        client.close()
+
+
+# ---- --output
+
+
+@pytest.mark.parametrize("quiet", [(), ("-q",)])
+def test_output_puts_the_numbers_one_a_line_into_a_file(run, liar, tmp_path, quiet):
+    result = run(liar(GOOD), *NEW, "--output", "numbers", *quiet)
+    assert (result.status, result.err) == (0, "")
+    assert result.out.endswith(RESULT)
+    assert (tmp_path / "numbers").read_text() == LISTED
+    assert sorted(os.listdir(str(tmp_path))) == ["numbers", "numseq.state"], "something half done was left"
+
+
+@pytest.mark.parametrize("answers, status", [
+    (instead(GOOD, INIT=b"ERR,no;"), 3), (instead(GOOD, RECV_3=cut), 4), (instead(GOOD, FIN=end), 4),
+    (instead(GOOD, RECV_4=b"NUM,1;"), 5), (WRONG_CHECKSUM, 1),
+])
+def test_a_file_that_was_there_stays_until_the_numbers_are_verified(run, liar, tmp_path, answers, status):
+    (tmp_path / "numbers").write_text("the old ones")
+    assert run(liar(answers), *NEW, "--output", "numbers").status == status
+    assert (tmp_path / "numbers").read_text() == "the old ones"
+    server = liar(GOOD)
+    assert run(server, *(NEW if status == 3 else ("CONTINUE",)), "--output", "numbers").status == 0
+    assert (tmp_path / "numbers").read_text() == LISTED
+
+
+def test_output_is_in_place_at_once_and_not_while_it_is_fetched(programs, liar, loop, tmp_path):
+    server = liar(instead(GOOD, FIN=b""))
+    client = programs.start_client(*NEW, server.port, "--output", "numbers")
+    turn_until(loop, lambda: server.heard()[-1:] == ["FIN"])
+    assert "numbers" not in os.listdir(str(tmp_path))
+    server.peers[0].say(GOOD("FIN"))
+    turn_until(loop, lambda: client.process.poll() is not None)
+    assert (tmp_path / "numbers").read_text() == LISTED
+
+
+def test_output_follows_a_link_and_leaves_it_one(run, liar, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "target").write_text("the old ones")
+    (tmp_path / "link").symlink_to(os.path.join("folder", "target"))
+    assert run(liar(GOOD), *NEW, "--output", "link").status == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "folder" / "target").read_text() == LISTED
+    assert os.listdir(str(tmp_path / "folder")) == ["target"]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_output_into_a_device_leaves_the_device(run, liar, tmp_path, link):
+    path = os.devnull
+    if link:
+        path = "link"
+        (tmp_path / path).symlink_to(os.devnull)
+    assert run(liar(GOOD), *NEW, "--output", path).status == 0
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_output_into_a_pipe_is_read_at_its_other_end(programs, liar, loop, tmp_path):
+    os.mkfifo(str(tmp_path / "pipe"))
+    reading = os.open(str(tmp_path / "pipe"), os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        client = programs.start_client(*NEW, liar(GOOD).port, "--output", "pipe")
+        turn_until(loop, lambda: client.process.poll() is not None)
+        assert os.read(reading, 1000).decode("ascii") == LISTED
+    finally:
+        os.close(reading)
+
+
+@pytest.mark.parametrize("quiet", [(), ("-q",)])
+def test_output_on_standard_output_has_nothing_but_the_numbers_there(run, liar, quiet):
+    result = run(liar(GOOD), *NEW, "--output", "-", *quiet)
+    assert (result.status, result.out) == (0, LISTED)
+    assert result.err.endswith(RESULT)
+    assert (result.err == RESULT) is bool(quiet)
+
+
+def test_output_on_standard_output_has_nothing_at_all_after_a_failure(run, liar):
+    result = run(liar(WRONG_CHECKSUM), *NEW, "--output", "-")
+    assert (result.status, result.out) == (1, "")
+
+
+@pytest.mark.parametrize("path, code", [
+    ("missing/numbers", errno.ENOENT), (".", errno.EISDIR),
+    pytest.param("/dev/full", errno.ENOSPC,
+                 marks=pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")),
+])
+def test_output_that_cannot_be_written_is_told_in_one_line_with_its_own_status(run, liar, path, code):
+    result = run(liar(GOOD), *NEW, "-q", "--output", path)
+    assert result == (OUTPUT_FAILED, RESULT, "client.py: %r cannot be written: %s\n" % (path, os.strerror(code)))
+
+
+def test_output_that_failed_can_be_had_by_continue(run, liar, tmp_path):
+    assert run(liar(GOOD), *NEW, "-q", "--output", "missing/numbers").status == OUTPUT_FAILED
+    server = liar(GOOD)
+    assert run(server, "CONTINUE", "-q", "--output", "numbers").status == 0
+    assert server.heard() == ["CONT," + load(str(tmp_path / "numseq.state")).client_id.decode("ascii"), "FIN"]
+    assert (tmp_path / "numbers").read_text() == LISTED
+
+
+# ---- where nobody reads standard output, or it cannot be written
+
+
+@pytest.mark.parametrize("lines", [0, 3])
+def test_a_reader_that_leaves_early_ends_the_client_without_a_traceback(programs, port, tmp_path, lines):
+    reading, writing = os.pipe()
+    client = programs.start_client("NEW", 20000, port, out=writing)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        head = [file.readline() for _ in range(lines)]
+    result = client.wait()
+    assert (result.status, result.err) == (UNREAD, "") and UNREAD == 141
+    assert head[1:2] in ([], [b"Received: ACK;\n"])
+    assert "numseq.state" in os.listdir(str(tmp_path)) or not lines
+
+
+def test_a_reader_that_leaves_before_the_numbers_ends_the_client_without_a_traceback(programs, liar, loop):
+    reading, writing = os.pipe()
+    client = programs.start_client(*NEW, liar(GOOD).port, "-q", "--output", "-", out=writing)
+    for file in writing, reading:
+        os.close(file)
+    turn_until(loop, lambda: client.process.poll() is not None)
+    assert client.wait().status == UNREAD
+    assert client.read(1) == RESULT
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("options", [(), ("-q",), ("-q", "--output", "-")])
+def test_a_standard_output_that_is_full_is_told_in_one_line(programs, port, options):
+    with open("/dev/full", "wb") as full:
+        result = programs.client(*NEW, port, *options, out=full)
+    assert result.status == OUTPUT_FAILED
+    assert result.err.splitlines()[-1].endswith(os.strerror(errno.ENOSPC))
+    assert "Traceback" not in result.err and result.err.count("\n") == (3 if "--output" in options else 1)
+
+
+@pytest.mark.parametrize("options, status, files", [
+    ((), 0, []), (("-q",), 0, []), (("--output", "numbers"), 0, ["numbers"]),
+    (("--output", "-"), 0, []), (("--output", "missing/numbers"), OUTPUT_FAILED, []),
+])
+@pytest.mark.parametrize("closed", [(1,), (1, 2), (0, 1, 2)])
+def test_a_client_whose_standard_streams_are_closed_works_all_the_same(
+        programs, port, tmp_path, options, status, files, closed):
+    result = programs.client("NEW", 23, port, *options, preexec=lambda: [os.close(file) for file in closed])
+    assert result.status == status
+    assert sorted(os.listdir(str(tmp_path))) == files + ["numseq.state"]
+    assert load(str(tmp_path / "numseq.state")).batches() == 5
+    assert "Traceback" not in result.err
+
+
+# ---- exit statuses
+
+
+STATUSES = {
+    "complete": (GOOD, COMPLETE, RESULT, ""),
+    "checksum": (WRONG_CHECKSUM, 1, NOT_VALID,
+                 "client.py: the numbers are not those of the server and were dropped, CONTINUE fetches them anew\n"
+                 "client.py: to go on: client.py CONTINUE {port}\n"),
+    "refused": (instead(GOOD, INIT=b"ERR,Too many clients;"), 3, "", "client.py: refused: Too many clients\n"),
+    "lost": (instead(GOOD, RECV_3=cut), 4, "", "client.py: %s\nclient.py: to go on: client.py CONTINUE {port}\n" % RESET),
+    "ended": (instead(GOOD, RECV_3=end), 4, "",
+              "client.py: The server closed the connection\nclient.py: to go on: client.py CONTINUE {port}\n"),
+    "lost before there was anything": (instead(GOOD, INIT=cut), 4, "", "client.py: %s\n" % RESET),
+    "silent": (instead(GOOD, RECV_3=hang), 4, "",
+               "client.py: no answer for 0.2 s\nclient.py: to go on: client.py CONTINUE {port}\n"),
+    "broken": (instead(GOOD, RECV_3=b"NUM,1:2:3;"), 5, "",
+               "client.py: The server broke the protocol: 3 numbers in batch 3, which has 5\n"
+               "client.py: to go on: client.py CONTINUE {port}\n"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(STATUSES))
+def test_each_end_has_its_status_and_its_line(run, liar, name):
+    answers, status, out, err = STATUSES[name]
+    server = liar(answers)
+    assert run(server, *NEW, "-q", "--timeout", 0.2) == (status, out, err.format(port=server.port))
+
+
+@pytest.mark.parametrize("name", sorted(STATUSES))
+def test_with_a_transcript_the_error_is_its_last_line_and_the_hint_is_beside_it(run, liar, name):
+    answers, status, out, err = STATUSES[name]
+    server = liar(answers)
+    result = run(server, *NEW, "--timeout", 0.2)
+    assert result.status == status
+    assert [line for line in result.err.splitlines() if "to go on" in line] == [
+        line for line in err.format(port=server.port).splitlines() if "to go on" in line]
+    assert result.err.count("\n") == err.count("\n") - (status in (3, 4, 5))
+    said = err.splitlines()[0][len("client.py: "):] if err else ""
+    last = {0: RESULT, 1: NOT_VALID, 3: "Received: ERR,Too many clients;\n"}.get(status, "ERROR: %s\n" % said)
+    assert result.out.endswith(last)
+
+
+@pytest.mark.parametrize("command", [("-h",), ("NEW", "-h"), ("CONTINUE", "-h")])
+def test_help_lists_every_exit_status(programs, command):
+    said = programs.client(*command).out
+    assert [int(number) for number in re.findall(r"^  (\d+)  ", said, re.MULTILINE)] == [0, 1, 2, 3, 4, 5, 74, 130, 141]
+
+
+def test_the_hint_names_the_options_that_are_needed_to_go_on(run, liar, tmp_path):
+    server = liar(instead(GOOD, RECV_3=cut))
+    result = run(server, *NEW, "--host", "localhost", "--state", "my state", "--retry", 0)
+    assert result.err == "client.py: to go on: client.py CONTINUE %d --host localhost --state 'my state'\n" % server.port
+
+
+def test_a_retry_survives_drops_and_shows_them_in_the_transcript_alone(run, liar):
+    result = run(liar(instead(GOOD, INIT=end), instead(GOOD, RECV_2=cut), GOOD), *NEW, "--retry", 1)
+    assert (result.status, result.err) == (0, "")
+    assert result.out.count("ERROR: ") == 2 and result.out.endswith(RESULT)
+
+
+# ---- interrupted
+
+
+@pytest.mark.parametrize("quiet", [(), ("-q",)])
+def test_an_interrupt_ends_with_130_and_a_hint_and_continue_completes(programs, run, liar, loop, tmp_path, quiet):
+    server = liar(instead(GOOD, RECV_3=hang))
+    client = programs.start_client(*NEW, server.port, *quiet)
+    turn_until(loop, lambda: "RECV,3" in server.heard())
+    turn_until(loop, lambda: os.path.exists(str(tmp_path / "numseq.state"))
+               and load(str(tmp_path / "numseq.state")).batches() == 3)
+    client.process.send_signal(signal.SIGINT)
+    turn_until(loop, lambda: client.process.poll() is not None)
+    result = client.wait()
+    assert (result.status, result.err) == (
+        INTERRUPTED, "client.py: interrupted\nclient.py: to go on: client.py CONTINUE %d\n" % server.port)
+    again = liar(GOOD)
+    assert run(again, "CONTINUE", "-q") == (0, RESULT, "")
+    assert again.heard()[1:] == ["RECV,3", "RECV,4", "FIN"]
+
+
+def test_an_interrupt_before_there_is_anything_to_go_on_with_gives_no_hint(programs, liar, loop):
+    server = liar(instead(GOOD, INIT=hang))
+    client = programs.start_client(*NEW, server.port)
+    turn_until(loop, lambda: server.heard())
+    client.process.send_signal(signal.SIGINT)
+    turn_until(loop, lambda: client.process.poll() is not None)
+    assert client.wait()[::2] == (130, "client.py: interrupted\n")
+
+
+# ---- progress
+
+
+class Terminal:
+    """A pseudo-terminal; `file` is the end that a program has."""
+
+    def __init__(self):
+        self._here, self.file = pty.openpty()
+        os.set_blocking(self._here, False)
+        self._text = ""
+
+    def read(self):
+        """All that was written to it so far."""
+        try:
+            while True:
+                self._text += os.read(self._here, 4096).decode("ascii")
+        except OSError:
+            return self._text
+
+    def close(self):
+        os.close(self._here)
+        os.close(self.file)
+
+
+@pytest.fixture
+def terminal():
+    made = Terminal()
+    yield made
+    made.close()
+
+
+def test_progress_is_on_a_terminal_in_quiet_mode_and_leaves_no_trace(programs, liar, loop, terminal):
+    server = liar(instead(GOOD, RECV_1=cut), instead(GOOD, RECV_3=b"", RECV_4=b""), GOOD)
+    client = programs.start_client(*NEW, server.port, "-q", "--window", 1, "--retry", 1, err=terminal.file)
+    # Three batches of five are here, after a drop.
+    turn_until(loop, lambda: [shown for shown in PROGRESS.findall(terminal.read()) if shown[0::3] == ("65", "1")])
+    share, rate, left, drops = PROGRESS.findall(terminal.read())[-1]
+    assert int(rate) > 0 and left.endswith(" s left")
+    server.peers[1].say(GOOD("RECV,3"))
+    turn_until(loop, lambda: server.heard()[-1] == "RECV,4")
+    server.peers[1].say(GOOD("RECV,4"))
+    turn_until(loop, lambda: client.process.poll() is not None)
+    assert client.wait()[:2] == (0, RESULT)
+    said = terminal.read()
+    assert said.endswith(ERASED)
+    assert "".join(PROGRESS.sub("", said).split(ERASED)) == "", "something else was written to the terminal"
+
+
+def test_progress_of_nothing_yet_waits(programs, liar, loop, terminal):
+    client = programs.start_client(*NEW, liar(instead(GOOD, RECV=b"")).port, "-q", err=terminal.file)
+    turn_until(loop, lambda: PROGRESS.search(terminal.read()))
+    assert PROGRESS.search(terminal.read()).groups() == ("0", "0", "waiting", "0")
+    client.process.send_signal(signal.SIGINT)
+    turn_until(loop, lambda: client.process.poll() is not None)
+    assert terminal.read().split(ERASED)[-1].startswith("client.py: interrupted"), "the hint is behind the progress"
+
+
+@pytest.mark.parametrize("options, on_terminal", [((), True), (("-q", "--no-progress"), True), (("-q",), False)])
+def test_progress_is_not_shown_where_it_has_no_business(programs, liar, loop, terminal, options, on_terminal):
+    server = liar(instead(GOOD, FIN=b""))
+    client = programs.start_client(*NEW, server.port, *options, err=terminal.file if on_terminal else None)
+    turn_until(loop, lambda: server.heard()[-1:] == ["FIN"])
+    until = time.monotonic() + 0.3  # three times the pause between two looks
+    turn_until(loop, lambda: time.monotonic() > until)
+    server.peers[0].say(GOOD("FIN"))
+    turn_until(loop, lambda: client.process.poll() is not None)
+    result = client.wait()
+    assert result.status == 0
+    assert (terminal.read() if on_terminal else result.err) == ""
+
+
+# ---- the state
+
+
+def test_a_state_that_cannot_be_written_is_told_in_one_line_and_the_fetch_goes_on(run, liar):
+    assert run(liar(GOOD), *NEW, "-q", "--state", "missing/state") == (
+        0, RESULT, "client.py: the state 'missing/state' cannot be written, CONTINUE will not be possible: %s\n"
+        % os.strerror(errno.ENOENT))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_in_a_read_only_folder_the_fetch_goes_on(run, liar, tmp_path):
+    tmp_path.chmod(0o500)
+    result = run(liar(GOOD), *NEW, "-q")
+    tmp_path.chmod(0o700)
+    assert result[:2] == (0, RESULT) and result.err.count("\n") == 1
+
+
+def test_without_a_state_no_hint_is_given_after_a_drop(run, liar):
+    result = run(liar(instead(GOOD, RECV_3=cut)), *NEW, "--state", "missing/state")
+    assert result.status == 4 and "to go on" not in result.err
+
+
+def test_a_device_as_the_state_stays_one(run, liar):
+    assert run(liar(GOOD), *NEW, "-q", "--state", os.devnull).status == 0
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+@pytest.mark.parametrize("data, wrong", [(b"", "damaged"), (b"numseq 2 whatever\n", "of another version")])
+def test_a_state_that_is_no_good_is_told_in_one_line_and_stays(programs, port, tmp_path, data, wrong):
+    (tmp_path / "numseq.state").write_bytes(data)
+    assert programs.client("CONTINUE", port) == (
+        2, "", "client.py: the state 'numseq.state' is %s, begin with NEW\n" % wrong)
+    assert (tmp_path / "numseq.state").read_bytes() == data
+
+
+@pytest.mark.parametrize("theirs, status, said", [
+    (honest(NUMBERS[::-1], 5), 1, "the numbers are not those of the server and were dropped"),
+    (instead(honest(NUMBERS, 4)), 5, "4 numbers in batch 3, which has 5"),
+    (instead(GOOD, RECV=b"ERR,Invalid batch index requested: 3;"), 3, "refused: Invalid batch index requested: 3"),
+])
+def test_a_state_of_someone_else_s_sequence_is_told_in_one_line(run, liar, theirs, status, said):
+    assert run(liar(instead(GOOD, RECV_3=cut)), *NEW, "-q", "--window", 1).status == 4
+    result = run(liar(theirs), "CONTINUE", "-q", "--window", 1)
+    assert result.status == status
+    assert [line for line in result.err.splitlines() if "to go on" not in line] == [
+        line for line in result.err.splitlines() if said in line] != []
+
+
+def test_numbers_with_a_wrong_checksum_are_fetched_anew_by_the_next_continue(run, liar):
+    assert run(liar(WRONG_CHECKSUM), *NEW, "-q").status == 1
+    server = liar(GOOD)
+    assert run(server, "CONTINUE", "-q") == (0, RESULT, "")
+    assert server.heard()[1:] == ["RECV,%d" % index for index in range(5)] + ["FIN"]
+
+
+def test_a_new_one_that_is_not_acknowledged_leaves_the_earlier_state(run, liar, tmp_path):
+    assert run(liar(instead(GOOD, RECV_3=cut)), *NEW, "-q").status == 4
+    before = (tmp_path / "numseq.state").read_bytes()
+    for answer in cut, end, b"ERR,no;", b"nonsense;":
+        assert run(liar(instead(GOOD, INIT=answer)), "NEW", 5, "-q").status in (3, 4, 5)
+        assert (tmp_path / "numseq.state").read_bytes() == before
+
+
+def test_two_clients_with_different_states_run_side_by_side(programs, tmp_path):
+    server = programs.server("--session-timeout", 0.1)
+    names = [str(uuid.uuid4()) for _ in range(2)]
+    command = ("-q", "--window", 4, "--retry", 1000)
+    clients = [programs.start_client("NEW", 10000, server.port, "--client_id", name, "--state", name, *command)
+               for name in names]
+    results = [client.wait() for client in clients]
+    for name, result in zip(names, results):
+        assert result.status == 0
+        assert result.out.startswith("The SUM of numbers is: %d\n" % sum(numbers_of(name, 10000)))
+        assert list(load(str(tmp_path / name)).numbers) == numbers_of(name, 10000)
+    assert sorted(os.listdir(str(tmp_path))) == sorted(names)
+
+
+# ---- kill -9
+
+
+COUNT = 20000
+
+
+def test_after_a_kill_at_any_moment_nothing_is_lost_or_asked_for_again(programs, liar, loop, tmp_path):
+    """One fetch, killed again and again while it takes many batches a turn; the server writes down what it is asked."""
+    chance = random.Random(9)
+    numbers = numbers_of(9, COUNT)
+    state = str(tmp_path / "numseq.state")
+    good = honest(numbers, 5)
+    had = 0  # batches that are in the state
+    kills = []
+    while len(kills) < 14:
+        server = liar(good)
+        begin = ("CONTINUE",) if os.path.exists(state) else ("NEW", COUNT)
+        client = programs.start_client(*begin, server.port, "-q", "--window", 64)
+        most = chance.choice([1, 2, chance.randint(3, 300)])
+        turn_until(loop, lambda: len(server.heard()) >= most or client.process.poll() is not None)
+        time.sleep(chance.uniform(0, 0.002))  # it goes on with what it was sent, up to any point
+        client.process.kill()
+        assert client.wait().status == -signal.SIGKILL, "it ended before the kill"
+        turn_until(loop, lambda: server.peers[0].stream.handler is None)
+        asked = [int(message[5:]) for message in server.heard() if message.startswith("RECV")]
+        assert asked == list(range(had, had + len(asked))), "what was in the state was asked for again"
+        server.stop_listening()
+        if os.path.exists(state):
+            found = load(state)
+            assert found.batches() >= had, "what was in the state is lost"
+            assert list(found.numbers) == numbers[:len(found.numbers)]
+            assert found.batches() <= had + len(asked)
+            had = found.batches()
+        kills.append(had)
+    assert len(set(kills)) > 5, "the kills were all at the same moment"
+    server = liar(good)
+    client = programs.start_client("CONTINUE", server.port, "-q", "--output", "numbers")
+    turn_until(loop, lambda: client.process.poll() is not None)
+    assert client.wait().status == 0
+    assert server.heard()[1:] == ["RECV,%d" % index for index in range(had, COUNT // 5)] + ["FIN"]
+    assert [int(line) for line in (tmp_path / "numbers").read_text().split()] == numbers
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_after_a_kill_a_continue_of_the_real_server_s_sequence_completes_and_verifies(programs, port, tmp_path, seed):
+    chance = random.Random(seed)
+    client_id = str(uuid.uuid4())
+    client = programs.start_client("NEW", COUNT, port, "--client_id", client_id, "--window", 8)
+    client.wait_for("INIT" if seed == 0 else "RECV")
+    time.sleep(chance.uniform(0, 0.06))
+    client.process.kill()
+    said = client.wait().out
+    state = str(tmp_path / "numseq.state")
+    if not os.path.exists(state):
+        assert "RECV" not in said, "a sequence was begun without a state"
+        return
+    batches = load(state).batches()
+    last_asked = re.findall(r"RECV,(\d+);", said)[-1:]
+    assert not last_asked or batches > int(last_asked[0]) - 8, "what had arrived before the last request is lost"
+    more = programs.client("CONTINUE", port, "--retry", 100, "--window", 8)
+    assert more.status == 0, more.err
+    assert more.out.count("Skipping chunk-nr: ") >= batches
+    assert re.findall(r"RECV,(\d+);", more.out)[:1] == [str(batches)][:batches < COUNT // 5]
+    assert "The SUM of numbers is: %d\n" % sum(numbers_of(client_id, COUNT)) in more.out

@@ -1,0 +1,364 @@
+"""Lines on a standard stream: nobody who does not read them holds up the loop, and none is lost without a word.
+
+All of it is lesson 30.
+"""
+
+import errno
+import io
+import os
+import re
+import resource
+import socket
+
+import pytest
+
+from conftest import Recorder, is_idle, run_python, turn_until
+from numseq import console as module
+from numseq.console import Console, file_of, open_standard_streams
+
+pytestmark = pytest.mark.lesson(30)
+
+TEXT = "line %06d of the many that are written here"
+MISSING = re.compile(r"(\d+) lines are missing here: nobody read them in time")
+
+
+@pytest.fixture
+def console_on(loop):
+    """A function: a Console for a file, or for None."""
+    consoles = []
+
+    def make(file):
+        consoles.append(Console(loop, file_of(file)))
+        return consoles[-1]
+
+    yield make
+    for console in consoles:
+        console.close()
+
+
+@pytest.fixture
+def pipe():
+    """(to read, to write): both ends of a pipe, as unbuffered files."""
+    theirs, ours = os.pipe()
+    with io.FileIO(theirs, "r") as theirs, io.FileIO(ours, "w") as ours:
+        yield theirs, ours
+
+
+@pytest.fixture
+def terminal():
+    """(the person's end, the program's end) of a pseudo-terminal that passes bytes as they are, as unbuffered files."""
+    pty = pytest.importorskip("pty")
+    tty = pytest.importorskip("tty")
+    try:
+        theirs, ours = pty.openpty()
+    except OSError as error:
+        pytest.skip("there are no pseudo-terminals here: %s" % error)
+    with io.FileIO(theirs, "r+") as theirs, io.FileIO(ours, "r+") as ours:
+        tty.setraw(ours.fileno())
+        yield theirs, ours
+
+
+def write_lines(console, first, count):
+    for number in range(first, first + count):
+        console.line(TEXT % number)
+
+
+def reader_of(file):
+    """A function that reads on without waiting; returns all the text so far."""
+    os.set_blocking(file.fileno(), False)
+    data = bytearray()
+
+    def read():
+        try:
+            while True:
+                some = file.read(65536)
+                if not some:  # None where there is nothing now
+                    break
+                data.extend(some)
+        except OSError:  # a terminal whose other end has gone
+            pass
+        return data.decode("ascii")
+
+    return read
+
+
+def check_lines(text, count):
+    """Each of `count` lines is there, whole and in order, or counted among the missing in its place."""
+    expected = 0
+    for line in text.splitlines(True):
+        assert line.endswith("\n")
+        missing = MISSING.match(line)
+        if missing:
+            expected += int(missing.group(1))
+        else:
+            assert line == TEXT % expected + "\n"
+            expected += 1
+    assert expected == count
+
+
+# ---- pipes and terminals
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terminal"])
+def test_reader_that_has_stopped_holds_up_the_loop(loop, request, console_on, make_pair, kind):
+    """The lines wait, those that are too many are dropped and counted, and others are served meanwhile."""
+    theirs, ours = request.getfixturevalue(kind)
+    console = console_on(ours)
+    handler = Recorder()
+    _, peer = make_pair(handler)
+    for turn in range(50):
+        write_lines(console, turn * 100, 100)
+        peer.send(b"x")
+        loop.turn()
+    assert len(handler.data) == 50
+    assert is_idle(loop)
+    assert console.dropped > 0
+    assert len(console._waiting) <= module.WAITING_MOST
+    read = reader_of(theirs)
+    turn_until(loop, lambda: MISSING.search(read()))
+    check_lines(read(), 5000)
+    assert console.dropped == 0
+    write_lines(console, 0, 1)
+    turn_until(loop, lambda: read().endswith(TEXT % 0 + "\n"))
+    assert is_idle(loop)
+
+
+def test_reader_that_reads_all_the_time_misses_a_line(loop, console_on, pipe):
+    theirs, ours = pipe
+    console = console_on(ours)
+    read = reader_of(theirs)
+    for turn in range(50):
+        write_lines(console, turn * 100, 100)
+        loop.turn()
+        read()
+    turn_until(loop, lambda: len(read().splitlines()) == 5000)
+    check_lines(read(), 5000)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terminal"])
+def test_slow_line_takes_more_than_its_share_of_a_turn(loop, request, console_on, monkeypatch, kind):
+    theirs, ours = request.getfixturevalue(kind)
+    console = console_on(ours)
+    sizes = []
+    plain = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: sizes.append((loop.turns, len(data))) or plain(file, data))
+    write_lines(console, 0, 1000)
+    read = reader_of(theirs)
+    turn_until(loop, lambda: len(read().splitlines()) == 1000)
+    assert max(size for _, size in sizes) <= module.WRITE_MOST
+    assert len({turn for turn, _ in sizes}) == len(sizes)
+
+
+def test_lines_of_a_turn_go_out_in_many_writes(loop, console_on, pipe, monkeypatch):
+    theirs, ours = pipe
+    console = console_on(ours)
+    sizes = []
+    plain = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: sizes.append(len(data)) or plain(file, data))
+    write_lines(console, 0, 100)
+    assert sizes == []
+    loop.turn()
+    assert len(sizes) == 1
+    check_lines(reader_of(theirs)(), 100)
+    assert is_idle(loop)
+
+
+@pytest.mark.parametrize("when", ["before", "idle", "waiting"])
+@pytest.mark.parametrize("kind", ["pipe", "terminal"])
+def test_reader_that_has_gone_ends_the_loop_or_makes_it_spin(loop, request, console_on, kind, when):
+    theirs, ours = request.getfixturevalue(kind)
+    if when == "before":
+        theirs.close()
+    console = console_on(ours)
+    if when == "waiting":
+        write_lines(console, 0, 5000)
+        assert is_idle(loop)
+    if when != "before":
+        theirs.close()
+    for _ in range(3):
+        write_lines(console, 0, 10)
+        assert is_idle(loop)
+    assert loop.errors == []
+    assert len(loop.selector.get_map()) == 0
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terminal"])
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="without /proc what was opened cannot be opened again")
+def test_file_that_others_share_is_left_non_blocking(loop, request, console_on, kind):
+    """A shell's terminal would be so for the shell too, also after a kill: not even while the program runs."""
+    theirs, ours = request.getfixturevalue(kind)
+    console = console_on(ours)
+    assert os.get_blocking(ours.fileno())
+    write_lines(console, 0, 5000)
+    assert is_idle(loop)
+    assert os.get_blocking(ours.fileno())
+    console.close()
+    assert os.get_blocking(ours.fileno())
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terminal"])
+def test_file_without_proc_blocks_or_is_left_non_blocking(loop, request, console_on, monkeypatch, kind):
+    def no_proc(*_):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    theirs, ours = request.getfixturevalue(kind)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", no_proc)
+        console = console_on(ours)
+    write_lines(console, 0, 5000)
+    assert is_idle(loop)
+    read = reader_of(theirs)
+    turn_until(loop, lambda: MISSING.search(read()))
+    check_lines(read(), 5000)
+    console.close()
+    assert os.get_blocking(ours.fileno())
+
+
+def test_non_blocking_file_is_made_blocking(loop, console_on, sockets):
+    """It is left as it was found."""
+    sockets.extend(socket.socketpair())
+    for blocking in True, False:
+        sockets[0].setblocking(blocking)
+        console = console_on(sockets[0])
+        console.line("x")
+        loop.turn()
+        assert sockets[1].recv(10) == b"x\n"
+        console.close()
+        assert os.get_blocking(sockets[0].fileno()) is blocking
+
+
+def test_closed_console_keeps_the_pipe_open(loop, console_on, pipe):
+    theirs, ours = pipe
+    console = console_on(ours)
+    console.line("last")
+    console.close()
+    console.close()
+    ours.close()
+    assert theirs.read(100) == b"last\n"
+    assert theirs.read(100) == b""
+    assert len(loop.selector.get_map()) == 0
+
+
+def test_close_waits_for_a_reader(loop, console_on, pipe):
+    theirs, ours = pipe
+    console = console_on(ours)
+    write_lines(console, 0, 5000)
+    assert is_idle(loop)
+    console.close()  # the test's time limit is what fails it
+    assert len(loop.selector.get_map()) == 0
+
+
+def test_line_after_close_is_an_error(loop, console_on, pipe):
+    console = console_on(pipe[1])
+    console.close()
+    console.line("late")
+    loop.turn()
+    assert reader_of(pipe[0])() == ""
+
+
+def test_line_that_is_not_ascii_raises(loop, console_on, pipe):
+    console_on(pipe[1]).line("n\xe9 \u20ac \udcff")
+    loop.turn()
+    assert pipe[0].read(100) == b"n\\xe9 \\u20ac \\udcff\n"
+
+
+# ---- files and devices
+
+
+def test_regular_file_loses_lines_or_is_watched(loop, console_on, tmp_path):
+    """Many in one turn, more than one write takes: what cannot be watched is taken up again."""
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        console = console_on(file)
+        write_lines(console, 0, 1000)
+        assert len(console._waiting) > module.WRITE_MOST
+        assert is_idle(loop)
+        check_lines(path.read_text(), 1000)
+        write_lines(console, 1000, 10)
+        console.close()
+        check_lines(path.read_text(), 1010)
+        assert os.get_blocking(file.fileno())
+
+
+@pytest.mark.skipif(not os.path.exists(os.devnull), reason="there is no null device")
+def test_null_device_is_an_error_when_it_takes_much(loop, console_on):
+    with open(os.devnull, "wb") as file:
+        console = console_on(file)
+        write_lines(console, 0, 1000)
+        assert is_idle(loop)
+        assert len(console._waiting) == 0
+        console.close()
+    assert loop.errors == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_full_device_ends_the_loop_or_makes_it_spin(loop, console_on):
+    with open("/dev/full", "wb", buffering=0) as file:
+        console = console_on(file)
+        for _ in range(3):
+            write_lines(console, 0, 1000)
+            assert is_idle(loop)
+        console.close()
+    assert loop.errors == []
+
+
+def test_full_disk_ends_the_lines_for_ever(loop, console_on, tmp_path):
+    """The lines are dropped and counted; they go on when there is room again, and then it is said."""
+    path = tmp_path / "log"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with path.open("wb") as file:
+        console = console_on(file)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            for turn in range(3):
+                write_lines(console, turn * 100, 100)
+                assert is_idle(loop)
+            assert console.dropped > 200
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        console.line("room again")
+        assert is_idle(loop)
+        text = path.read_text()
+        assert "room again\n" in text
+        assert MISSING.search(text)
+        assert console.dropped == 0
+    assert loop.errors == []
+
+
+# ---- streams that are closed
+
+
+def test_stream_closed_at_the_start_is_written_to(loop, console_on):
+    console = console_on(None)
+    console.line("to nowhere")
+    loop.run()
+    assert loop.turns == 0
+    console.close()
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_socket_takes_the_number_of_a_closed_standard_stream(closed):
+    result = run_python("""
+import os, socket
+from numseq.console import open_standard_streams
+
+out = os.dup(1)
+for file in {0!r}:
+    os.close(file)
+open_standard_streams()
+number = socket.socket().fileno()
+same = [os.fstat(file).st_rdev == os.stat(os.devnull).st_rdev for file in {0!r}]
+for file in {0!r}:
+    if file:
+        os.write(file, b"nowhere")
+os.write(out, b"%d %d" % (number, all(same)))
+""".format(closed))
+    number, same = result.split()
+    assert int(number) > 2
+    assert same == "1"
+
+
+def test_open_standard_streams_are_replaced():
+    before = [os.fstat(file)[:3] for file in range(3)]
+    open_standard_streams()
+    assert [os.fstat(file)[:3] for file in range(3)] == before
