@@ -82,7 +82,10 @@ class Console:
                 self.abort()
             return
         del self._waiting[:written]
-        self.loop.watch(self, WRITE if self._waiting else 0)
+        try:
+            self.loop.watch(self, WRITE if self._waiting else 0)
+        except PermissionError:  # a disk or a null device is never waited for, and epoll will not have it
+            self.loop.take_up(self)
         if self.dropped and not self._waiting:
             dropped, self.dropped = self.dropped, 0
             self.line("%d lines are missing here: nobody read them in time" % dropped)

@@ -148,7 +148,7 @@ class Loop:
     def run(self):
         """Turns until `stop`, or until there is nothing left that could ever happen."""
         self._running = True
-        while self._running and (self._timers or self._again or self.selector.get_map()):
+        while self._running and (self._first_timer() or self._again or self.selector.get_map()):
             self.turn()
 
     def stop(self):
@@ -159,14 +159,11 @@ class Loop:
         """One iteration."""
         # 1. How long to wait: not at all if a stream has whole messages in its buffer, which select cannot
         #    see, else until the first timer. The selectors round up, so that no wait is a busy one.
-        timers = self._timers
-        while timers and timers[0][2] is None:
-            heapq.heappop(timers)
-            self._cancelled -= 1
+        first = self._first_timer()
         if self._again:
             timeout = 0
-        elif timers:
-            timeout = min(max(timers[0][0] - self._clock(), 0), WAIT_LIMIT)
+        elif first is not None:
+            timeout = min(max(first[0] - self._clock(), 0), WAIT_LIMIT)
         else:
             timeout = WAIT_LIMIT
         # 2. Wait.
@@ -178,7 +175,7 @@ class Loop:
         if self._again:
             again, self._again = self._again, {}
             for stream in again:
-                self._guard(stream, stream.take_up)
+                self.guard(stream, stream.take_up)
         # 5. Handle the events. A callback may have closed another's connection, and its number may already
         #    be a new one's: the object that was registered says what it still wants, if anything.
         for key, mask in events:
@@ -202,7 +199,7 @@ class Loop:
         for timer in due:
             callback, timer[2] = timer[2], None
             if callback is not None:  # none of those before it cancelled it
-                self._guard(None, callback)
+                self.guard(None, callback)
 
     def take_up(self, stream):
         """Has stream.take_up() called next turn, which then comes at once."""
@@ -235,7 +232,16 @@ class Loop:
             self._signals = None
         self.selector.close()
 
-    def _guard(self, owner, callback):
+    def _first_timer(self):
+        """The timer that is due first, or None; cancelled ones before it go."""
+        timers = self._timers
+        while timers and timers[0][2] is None:
+            heapq.heappop(timers)
+            self._cancelled -= 1
+        return timers[0] if timers else None
+
+    def guard(self, owner, callback):
+        """Runs callback(); an exception costs the owner alone."""
         try:
             callback()
         except Exception as error:
@@ -244,7 +250,7 @@ class Loop:
     def _failed(self, owner, error):
         """An exception in a callback costs that connection alone, and is told."""
         if owner is not None:
-            owner.abort(error if isinstance(error, OSError) else None)
+            self.guard(None, lambda: owner.abort(error if isinstance(error, OSError) else None))
         self.report(error)
 
 
@@ -280,7 +286,7 @@ class Stream:
         if self.closing:
             return True
         # Under the low mark reading begins, over the high one it stops.
-        if self._pending is HOLD:
+        if self._pending is HOLD or (self._pending is AGAIN and not self._listens()):
             return False
         return self.room() >= 0 if self.interest & READ else self._listens()
 
@@ -303,6 +309,7 @@ class Stream:
             return
         if self._output:
             self._output += data
+            self._update()
         else:
             sent = self._send(data)
             if sent != len(data) and self._broken is None:
@@ -377,15 +384,18 @@ class Stream:
 
     def take_up(self):
         """Gives the handler another go at what it left, once enough of the output is gone."""
-        if self._pending is AGAIN and self._listens():
+        if self.ended and self._broken is not None and self._socket is not None:
+            self._close(self._broken)
+        elif self._pending is AGAIN and self._listens():
             self._pending = self.handler.received(self)
             self._settle()
 
     def _settle(self):
         """After the handler left something: sees to it that it is called again when it asked for."""
         if self.closing:
+            self._pending = None
             return
-        if self._pending is AGAIN:
+        if self._pending is AGAIN and self._listens():
             self.loop.take_up(self)
         elif len(self.input) > INPUT_LIMIT:
             raise ValueError("a handler left %d bytes of input" % len(self.input))
@@ -415,6 +425,8 @@ class Stream:
             self._broken = error  # what the peer said before may still be there to read
             self._output = b""
             self._update()
+            if self.ended:  # there is no more to read, so nothing else will tell
+                self.loop.take_up(self)
             return 0
 
     def _flush(self):
@@ -550,14 +562,14 @@ class Connector:
                 self._socket.setblocking(False)
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 code = self._socket.connect_ex(address)
+                if code in (errno.EINPROGRESS, errno.EINTR):
+                    self.loop.watch(self, WRITE)
+                    return
             except OSError as error:
                 self._error = error
                 self._drop()
                 continue
-            if code in (errno.EINPROGRESS, errno.EINTR):
-                self.loop.watch(self, WRITE)
-            else:
-                self._check(code)
+            self._check(code)
             return
         self._handler.closed(None, self._error)
 
@@ -622,10 +634,10 @@ class Signals:
                 break
             numbers.update(data)
         for number in numbers & set(self._callbacks):
-            self._callbacks[number]()
+            self.loop.guard(None, self._callbacks[number])
 
     def abort(self, error=None):
-        """An exception in a callback is not the end of signals."""
+        """An exception is not the end of signals."""
 
     def close(self):
         for number, handler in self._handlers.items():

@@ -16,6 +16,7 @@ ACK, NUM, FAC, ERR = b"ACK", b"NUM", b"FAC", b"ERR"
 
 # The longest messages there are, with their terminators: what is longer is refused before its end is seen.
 LONGEST_REQUEST = len(b"INIT,%b,%d,%d;" % (ID_SHAPE, N_MOST, BATCH_MOST))
+LONGEST_INDEX = LONGEST_REQUEST - len(b"RECV,;")  # digits, with the zeros before it
 LONGEST_REPLY = len(b"NUM,") + len(b"100:") * N_MOST
 
 NUMBER_BYTES = len(b"100:")  # of a number in a NUM, at most
@@ -129,6 +130,8 @@ def _parse_cont(content, comma):
 def _parse_recv(content, comma):
     if not content.isdigit():
         raise ProtocolError(INVALID_INDEX)
+    if len(content) > LONGEST_INDEX:
+        raise ProtocolError(TOO_LONG)
     return int(content)
 
 

@@ -58,7 +58,7 @@ class Server:
         self._test_mode = test_mode
         self._drawn = {}  # from session to bytes, in the order in which they were drawn
         self._drawn_bytes = 0
-        self._releasing = 0  # records that the store has not released yet
+        self.asked = 0  # what the store was asked for and has not answered yet
 
     def listen(self, host, port):
         """Listens on every address of host (text; ASCII) and port; returns the addresses. Raises OSError."""
@@ -84,7 +84,7 @@ class Server:
 
     def stop_if_drained(self):
         """Stops the loop once nobody is accepted any more and nobody is left."""
-        if not (self._listeners or self.sessions or self.farewells or self._releasing):
+        if not (self._listeners or self.sessions or self.farewells or self.asked):
             self.loop.stop()
 
     def _close_listeners(self):
@@ -134,11 +134,11 @@ class Server:
 
     def release(self, client_id):
         """Undoes one opening of a record."""
-        self._releasing += 1
+        self.asked += 1
         self.store.release(client_id, self._released)
 
     def _released(self):
-        self._releasing -= 1
+        self.asked -= 1
         if not self._listeners:
             self.stop_if_drained()
 
@@ -232,15 +232,19 @@ class Session:
     def _ask(self, method, client_id, *record):
         """Asks the store; returns the reply, or None where the store takes its time."""
         self.client_id = client_id
+        self.server.asked += 1
         method(client_id, *record, self._opened)
         self._held = self._reply is None
         return self._reply
 
     def _opened(self, record, refusal):
         """The store's answer. It may come within the asking, or later, or when the client has gone."""
+        self.server.asked -= 1
         if self.stream is None:
             if record is not None:
                 self.server.release(self.client_id)
+            else:
+                self.server.stop_if_drained()
             return
         self.record = record
         if record is None:

@@ -36,7 +36,7 @@ Checksum (f90b20dae8c9b7d7be2a5fb7cc856e8b) is valid!
 """
 LARGE_ID = "00000000-0000-4000-8000-00000000000%d"
 LARGE = 65535  # numbers: one request after the other, they take several times as long as a connection lives
-SESSION_TIMEOUT = "0.2"  # seconds, of the servers here
+SESSION_TIMEOUT = "0.15"  # seconds, of the servers here
 ATTEMPTS = 3  # at a drop that comes when the first numbers are there: a busy machine can be too slow for one
 SECONDS_MOST = 20  # of one process
 
@@ -195,7 +195,7 @@ class Build:
         try:
             out, err = process.communicate(timeout=SECONDS_MOST)
         finally:
-            _end(process)
+            end(process)
         return process.returncode, out.decode("ascii"), err.decode("ascii")
 
 
@@ -221,7 +221,8 @@ def prepared(interpreter, source, code, *flags, **keywords):
     return Build(lambda name: [interpreter] + list(flags) + ["-c", code, name], **keywords)
 
 
-def _end(process):
+def end(process):
+    """Sees to it that a process is no more, and gives its pipes back."""
     if process.poll() is None:
         process.kill()
         process.communicate()
@@ -249,7 +250,7 @@ def serving(build, folder, **variables):
         out, err = process.communicate(timeout=SECONDS_MOST)
         assert (process.returncode, err) == (0, b"")
     finally:
-        _end(process)
+        end(process)
 
 
 def _free_port():

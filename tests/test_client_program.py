@@ -12,9 +12,9 @@ import uuid
 
 import pytest
 from conftest import turn_until
-from programs import (CLIENT_ID, Liar, cut, end, hang, honest, instead, numbers_of, port, programs,  # noqa: F401
-                      script)
+from programs import Liar, cut, end, hang, honest, instead, numbers_of, port, programs  # noqa: F401 (fixtures)
 
+from numseq import client as client_module
 from numseq.client import COMPLETE, INTERRUPTED, OUTPUT_FAILED, UNREAD
 from numseq.journal import load
 
@@ -49,9 +49,13 @@ def ended(loop):
 
 @pytest.fixture
 def run(programs, ended):
-    """A function: runs a client against a Liar to its end."""
-    return lambda server, *command, **options: ended(programs.start_client(*(command[:1 + (command[0] == "NEW")] + (
-        server.port,) + command[1 + (command[0] == "NEW"):]), **options))
+    """A function: runs a client against a Liar to its end. The server's port goes where the command has it."""
+
+    def run_client(server, *arguments, **options):
+        before = 2 if arguments[0] == "NEW" else 1
+        return ended(programs.start_client(*arguments[:before], server.port, *arguments[before:], **options))
+
+    return run_client
 
 
 # ---- quiet
@@ -220,6 +224,17 @@ def test_a_client_whose_standard_streams_are_closed_works_all_the_same(
     assert "Traceback" not in result.err
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_standard_error_that_takes_nothing_changes_nothing_else(programs, liar, loop, closed):
+    if not (closed or os.path.exists("/dev/full")):
+        pytest.skip("needs a device that is always full")
+    with open(os.devnull if closed else "/dev/full", "wb") as full:
+        client = programs.start_client(*NEW, liar(instead(GOOD, RECV_3=cut)).port, "-q", "--state", "missing/state",
+                                       err=full, preexec=(lambda: os.close(2)) if closed else None)
+        turn_until(loop, lambda: client.process.poll() is not None)
+    assert client.wait()[:2] == (4, "")
+
+
 # ---- exit statuses
 
 
@@ -309,6 +324,14 @@ def test_an_interrupt_before_there_is_anything_to_go_on_with_gives_no_hint(progr
     assert client.wait()[::2] == (130, "client.py: interrupted\n")
 
 
+def test_an_interrupt_before_the_loop_runs_ends_with_130(monkeypatch):
+    def interrupt(arguments, program):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client_module, "parse_arguments", interrupt)
+    assert client_module.main([]) == 130
+
+
 # ---- progress
 
 
@@ -328,16 +351,19 @@ class Terminal:
         except OSError:
             return self._text
 
-    def close(self):
-        os.close(self._here)
-        os.close(self.file)
+    def hang_up(self):
+        """Takes it from those who have it."""
+        if self.file is not None:
+            os.close(self._here)
+            os.close(self.file)
+        self.file = None
 
 
 @pytest.fixture
 def terminal():
     made = Terminal()
     yield made
-    made.close()
+    made.hang_up()
 
 
 def test_progress_is_on_a_terminal_in_quiet_mode_and_leaves_no_trace(programs, liar, loop, terminal):
@@ -355,6 +381,18 @@ def test_progress_is_on_a_terminal_in_quiet_mode_and_leaves_no_trace(programs, l
     said = terminal.read()
     assert said.endswith(ERASED)
     assert "".join(PROGRESS.sub("", said).split(ERASED)) == "", "something else was written to the terminal"
+
+
+def test_a_terminal_that_goes_away_does_not_take_the_fetch_with_it(programs, liar, loop, terminal):
+    server = liar(instead(GOOD, FIN=b""))
+    client = programs.start_client(*NEW, server.port, "-q", err=terminal.file)
+    turn_until(loop, lambda: PROGRESS.search(terminal.read()))
+    terminal.hang_up()
+    until = time.monotonic() + 0.2  # two times the pause between two looks
+    turn_until(loop, lambda: time.monotonic() > until)
+    server.peers[0].say(GOOD("FIN"))
+    turn_until(loop, lambda: client.process.poll() is not None)
+    assert client.wait()[:2] == (0, RESULT)
 
 
 def test_progress_of_nothing_yet_waits(programs, liar, loop, terminal):
@@ -417,7 +455,7 @@ def test_a_state_that_is_no_good_is_told_in_one_line_and_stays(programs, port, t
 
 @pytest.mark.parametrize("theirs, status, said", [
     (honest(NUMBERS[::-1], 5), 1, "the numbers are not those of the server and were dropped"),
-    (instead(honest(NUMBERS, 4)), 5, "4 numbers in batch 3, which has 5"),
+    (honest(NUMBERS, 4), 5, "4 numbers in batch 3, which has 5"),
     (instead(GOOD, RECV=b"ERR,Invalid batch index requested: 3;"), 3, "refused: Invalid batch index requested: 3"),
 ])
 def test_a_state_of_someone_else_s_sequence_is_told_in_one_line(run, liar, theirs, status, said):

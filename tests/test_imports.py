@@ -67,12 +67,12 @@ def is_its_own(level, name):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_module_imports_what_a_small_build_lacks(module):
+def test_only_modules_that_every_small_build_has_are_imported(module):
     assert [name for level, name, tried in imports(module)
             if not (is_its_own(level, name) or not level and (name in EVERYWHERE or tried and name in TRIED))] == []
 
 
-def test_the_check_of_imports_sees_none():
+def test_imports_are_seen_wherever_they_stand():
     assert (0, "selectors", False) in imports("loop")
     assert (0, "_md5", True) in imports("sequence")  # inside a try
     assert (0, "hashlib", False) in imports("sequence")  # inside a function
@@ -80,12 +80,12 @@ def test_the_check_of_imports_sees_none():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_module_is_not_in_the_syntax_of_python_3_6(module):
+def test_syntax_is_that_of_python_3_6(module):
     tree(module)
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_module_has_syntax_that_came_later(module):
+def test_nothing_of_later_syntax_is_there(module):
     for node in ast.walk(tree(module)):
         assert not isinstance(node, NEWER_SYNTAX), "line %d" % node.lineno
         assert not (isinstance(node, ast.arguments) and getattr(node, "posonlyargs", None)), "positional-only arguments"
@@ -93,6 +93,6 @@ def test_module_has_syntax_that_came_later(module):
 
 
 @pytest.mark.skipif(not hasattr(sys, "stdlib_module_names"), reason="before 3.10 the names are not known")
-def test_module_hides_one_of_the_standard_library_when_run_as_a_file():
+def test_no_module_hides_one_of_the_standard_library_when_run_as_a_file():
     # Then the package's own folder is the first in which modules are looked for.
     assert set(MODULES) & set(sys.stdlib_module_names) == set()

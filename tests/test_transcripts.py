@@ -13,6 +13,9 @@ import zipfile
 import pytest
 from programs import CLIENT_ID, HOST, ROOT, module, numbers_of, port, programs, script  # noqa: F401 (fixtures)
 
+from numseq import demo
+from numseq.store import MISSING
+
 RESET = "ERROR: [Errno %d] %s\n" % (errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 REFUSED = "ERROR: [Errno %d] %s\n" % (errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
@@ -197,14 +200,13 @@ def archive(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("found", ["folder", "zip", "archive"])
-def test_the_programs_run_as_modules_and_from_a_zip(programs, tmp_path, archive, found):
-    path = ROOT if found == "folder" else archive
-    package = ("-m", "numseq") if found == "archive" else None
-    server = programs.server(cwd=tmp_path, run=package + ("server",) if package else module("server"),
-                             variables={"PYTHONPATH": path})
-    ended = programs.client("NEW", 5, server.port, *WITH_ID, run=package + ("client",) if package else module("client"),
-                            PYTHONPATH=path)
+@pytest.mark.parametrize("package", [False, True])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_the_programs_run_as_modules_and_from_a_zip(programs, tmp_path, archive, package, zipped):
+    path = archive if zipped else ROOT
+    find = (lambda name: ("-m", "numseq", name)) if package else module
+    server = programs.server(cwd=tmp_path, run=find("server"), variables={"PYTHONPATH": path})
+    ended = programs.client("NEW", 5, server.port, *WITH_ID, run=find("client"), PYTHONPATH=path)
     assert ended == (0, TRANSCRIPT_1, "")
     assert server.stop().status == 0
 
@@ -266,7 +268,7 @@ WRONG = [("server",) + arguments for arguments in [
     ("5000", "--retention", "inf"), ("5000", "--retention", "soon"), ("5000", "--retention"),
     ("5000", "-q", "-v"), ("5000", "--no-such-option"), ("5000", "--session", "1"),
 ]] + [("client",) + arguments for arguments in [
-    ("FETCH", "5", "5000"), ("NEW",), ("NEW", "5"), ("CONTINUE",), ("CONTINUE", "5", "5000"), ("-q",),
+    ("FETCH", "5", "5000"), ("NEW",), ("NEW", "5"), ("CONTINUE",), ("CONTINUE", "5", "5000"), ("-q",), ("--",),
     ("NEW", "-1", "5000"), ("NEW", "65536", "5000"), ("NEW", "five", "5000"), ("NEW", "1_0", "5000"),
     ("NEW", " 5", "5000"), ("NEW", "\u0665", "5000"),
     ("NEW", "5", "0"), ("NEW", "5", "65536"), ("CONTINUE", "http"),
@@ -352,6 +354,16 @@ def test_the_demonstration_shows_the_cut_and_ends_with_a_checksum_that_held(prog
     assert said[at + 3].startswith("  Sending message: 'CONT,")
     assert "  Skipping chunk-nr: 3" in said
     assert re.match(r"Checksum \([0-9a-f]{32}\) is valid!\Z", said[-1])
+
+
+def test_the_demonstration_ends_with_1_where_the_checksum_did_not_hold(capsys, monkeypatch):
+    class Forgetful(demo.MemoryStore):
+        def open(self, client_id, done):
+            done(None, MISSING)
+
+    monkeypatch.setattr(demo, "MemoryStore", Forgetful)
+    assert demo.main() == 1
+    assert capsys.readouterr().out.splitlines()[-1].endswith("does not exist;")
 
 
 def test_the_demonstration_ends_without_a_traceback_where_nobody_reads_it(programs):

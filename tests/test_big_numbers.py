@@ -1,0 +1,172 @@
+"""Times and counts far out of the usual: on the command lines, in the timers, and in the selectors underneath."""
+
+import os
+import selectors
+import socket
+import subprocess
+import sys
+
+import pytest
+
+import builds
+from builds import ROOT, scripts
+from numseq import loop as loop_module
+from numseq.loop import WAIT_LIMIT
+
+DAY = 86400.0  # seconds
+LONGEST_WAIT = (2 ** 31 - 1) / 1000  # seconds: what poll takes, in milliseconds and 32 bits; 24.8 days
+HUGE = 10 ** 9  # seconds: as much as the command lines take
+
+SELECTORS = [getattr(selectors, name) for name in ("EpollSelector", "PollSelector", "DevpollSelector",
+                                                   "KqueueSelector", "SelectSelector") if hasattr(selectors, name)]
+
+
+# ---- timers
+
+
+@pytest.mark.parametrize("days", [24, 25, 50, 365])
+def test_a_timer_beyond_the_longest_wait_comes_when_it_is_due(days, loop, clock):
+    began = clock()
+    came = []
+    loop.call_later(days * DAY, lambda: came.append(clock() - began))
+    for _ in range(days + 1):  # once for each time that the wait was cut short
+        loop.turn()
+    assert came == [pytest.approx(days * DAY)]
+    assert max(loop.selector.timeouts) <= WAIT_LIMIT
+
+
+def test_a_timer_at_infinity_never_comes_and_does_not_hold_up_the_others(loop, clock):
+    came = []
+    loop.call_later(float("inf"), lambda: came.append("never"))
+    loop.call_later(HUGE, lambda: came.append("last"))
+    loop.call_later(1, lambda: came.append("first"))
+    loop.turn()
+    assert came == ["first"]
+    loop.turn()
+    clock.advance(HUGE)
+    loop.turn()
+    assert came == ["first", "last"]
+    assert max(loop.selector.timeouts) <= WAIT_LIMIT
+
+
+def test_the_longest_wait_is_one_that_poll_can_take_on_32_bits():
+    assert WAIT_LIMIT < LONGEST_WAIT
+
+
+@pytest.mark.parametrize("kind", SELECTORS, ids=lambda kind: kind.__name__)
+def test_every_selector_takes_the_longest_wait(kind):
+    here, there = socket.socketpair()
+    there.send(b"!")
+    with here, there, kind() as selector:
+        selector.register(here, selectors.EVENT_READ)
+        assert len(selector.select(WAIT_LIMIT)) == 1
+
+
+@pytest.mark.parametrize("kind", SELECTORS, ids=lambda kind: kind.__name__)
+def test_a_loop_on_any_selector_turns_with_a_timer_of_31_years(kind):
+    loop = loop_module.Loop(selector=kind())
+    here, there = socket.socketpair()
+    there.send(b"!")
+    loop.call_later(HUGE, lambda: None)
+
+    class Watched:
+        interest = 0
+        seen = 0
+
+        def fileno(self):
+            return here.fileno()
+
+        def on_events(self, mask):
+            self.seen += 1
+            here.recv(1)
+
+    watched = Watched()
+    with here, there:
+        loop.watch(watched, loop_module.READ)
+        loop.turn()
+        loop.watch(watched, 0)
+    loop.close()
+    assert watched.seen == 1
+
+
+# ---- command lines
+
+WRONG_SECONDS = ["0", "-0", "0.0", "-1", "-1e300", "nan", "NaN", "inf", "-inf", "infinity", "1e300", "1e400", "1e-400",
+                 "1000000001", "", " 1", "1_0", "0x1", "1e", "9" * 5000]
+WRONG_COUNTS = ["-1", "1.5", "1e3", "nan", "inf", "", " 1", "+1", "1_0", "9" * 5000]
+SECONDS_OPTIONS = [("server", ["0"], "--session-timeout"), ("server", ["0"], "--retention"),
+                   ("client", ["NEW", "5", "1"], "--timeout"), ("client", ["CONTINUE", "1"], "--timeout")]
+COUNT_OPTIONS = [("server", ["0"], "--connections"), ("server", ["0"], "--clients"), ("server", ["0"], "--unsent"),
+                 ("server", ["0"], "--turn-bytes"), ("server", ["0"], "--turn-messages"),
+                 ("client", ["NEW", "5", "1"], "--retry"), ("client", ["NEW", "5", "1"], "--window"),
+                 ("client", ["NEW", "5", "1"], "--batch_size")]
+
+
+# Many command lines in one process: what each says is on standard output, under its status.
+EACH = """
+import sys
+from numseq.%s import main
+for arguments in %r:
+    try:
+        status = main(arguments, "prog")
+    except SystemExit as exit:
+        status = exit.code
+    sys.stderr.write("status %%s\\n" %% status)
+"""
+
+
+def outcomes(name, command_lines):
+    """[(exit status, complaints)] of command lines."""
+    ran = subprocess.run([sys.executable, "-c", EACH % (name, command_lines)], cwd=ROOT, stdout=subprocess.DEVNULL,
+                         stderr=subprocess.PIPE, universal_newlines=True, timeout=20)
+    assert ran.returncode == 0, ran.stderr
+    found, said = [], []
+    for line in ran.stderr.splitlines():
+        if line.startswith("status "):
+            found.append((line[len("status "):], said))
+            said = []
+        else:
+            said.append(line)
+    return found
+
+
+@pytest.mark.parametrize("name, before, option", SECONDS_OPTIONS)
+def test_a_time_that_is_none_is_refused_in_one_line(name, before, option):
+    command_lines = [before + [option + "=" + text] for text in WRONG_SECONDS]
+    for command_line, (status, said) in zip(command_lines, outcomes(name, command_lines)):
+        assert (status, len(said)) == ("2", 1), command_line
+        assert said[0].startswith("prog") and option in said[0]
+
+
+@pytest.mark.parametrize("name, before, option", COUNT_OPTIONS)
+def test_a_count_that_is_none_is_refused_in_one_line(name, before, option):
+    command_lines = [before + [option + "=" + text] for text in WRONG_COUNTS]
+    for command_line, (status, said) in zip(command_lines, outcomes(name, command_lines)):
+        assert (status, len(said)) == ("2", 1), command_line
+
+
+@pytest.mark.parametrize("which", [builds.oldest, builds.newest], ids=["oldest", "newest"])
+@pytest.mark.parametrize("seconds", ["1e9", "2147484", "4294968.5", "1e-300"])
+def test_a_server_runs_with_the_longest_and_shortest_timeouts_there_are(seconds, which, tmp_path):
+    server = scripts(which(), ROOT, environment={"PYTHONDONTWRITEBYTECODE": "1"})
+    process = server.start("server", ["0", "--session-timeout", seconds, "--retention", seconds], str(tmp_path))
+    try:
+        port = int(process.stdout.readline().rsplit(b":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            if float(seconds) > 1:
+                connection.sendall(b"CONT,%s;" % builds.SMALL_ID.encode("ascii"))
+                assert connection.recv(4) == b"ERR,"
+        assert process.poll() is None
+        process.terminate()
+        out, err = process.communicate(timeout=10)
+        assert (process.returncode, err) == (0, b"")
+    finally:
+        builds.end(process)
+
+
+def test_a_client_runs_with_a_timeout_of_31_years(tmp_path):
+    build = scripts(sys.executable, ROOT, environment={"PYTHONDONTWRITEBYTECODE": "1"})
+    with builds.serving(build, str(tmp_path), TEST_MODE="1") as port:
+        new = ["NEW", 5, port, "--client_id", builds.SMALL_ID, "--timeout", HUGE, "--state", os.devnull + "/none"]
+        status, out, err = build.run("client", new, str(tmp_path))
+    assert (status, out) == (0, builds.TRANSCRIPT)
