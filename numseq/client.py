@@ -514,12 +514,7 @@ class Command:
 
     def complain(self, text):
         """A line on standard error."""
-        if sys.stderr is not None:
-            try:
-                sys.stderr.write("%s: %s\n" % (self.program, plain(text)))
-                sys.stderr.flush()
-            except OSError:  # there is nobody to tell
-                pass
+        complain(self.program, text)
 
 
 def plain(text):
@@ -537,10 +532,24 @@ def put_line(file, text, flush=True):
             file.write(plain(text) + "\n")
             if flush:
                 file.flush()
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            discard(file)
+            if isinstance(error, BrokenPipeError):
+                raise
             raise OutputFailed(error) from None
+
+
+def complain(program, text):
+    """A line on standard error, if there is anybody to tell."""
+    try:
+        put_line(sys.stderr, "%s: %s" % (program, text))
+    except (BrokenPipeError, OutputFailed):
+        pass
+
+
+def discard(file):
+    """Lets all that is still to be written to an open file vanish: it failed, and would fail again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 def put_numbers(path, numbers):
@@ -595,7 +604,7 @@ class Progress:
             self._terminal.write("\r\x1b[K" + text)
             self._terminal.flush()
         except OSError:  # the terminal has gone; the fetch has not
-            pass
+            discard(self._terminal)
 
 
 def main(arguments=None, program=None):
@@ -613,11 +622,9 @@ def main(arguments=None, program=None):
 
 def without_output(error, program):
     """The exit status after a BrokenPipeError or an OutputFailed; the latter is told on standard error."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer must not be tried again at exit
     if isinstance(error, BrokenPipeError):
         return UNREAD
-    if sys.stderr is not None:
-        sys.stderr.write("%s: %s\n" % (program, plain(error)))
+    complain(program, error)
     return OUTPUT_FAILED
 
 

@@ -20,6 +20,7 @@ class Console:
         self.interest = 0
         self.dropped = 0  # lines, since it last could say so
         self._waiting = bytearray()
+        self._torn = False  # whether the last line in the file lacks its end
         self._restore = None
         self._reopened = None
         self._file = file
@@ -57,8 +58,9 @@ class Console:
 
     def close(self):
         """Writes what can be written at once, and leaves the file as it was found."""
-        if self._file is not None:
-            self._write()
+        for _ in range(WAITING_MOST // WRITE_MOST + 1):
+            if self._file is not None and (self._waiting or self.dropped):
+                self._write()
         self.abort()
         if self._restore is not None:
             try:
@@ -77,11 +79,13 @@ class Console:
             written = 0
         except OSError:
             self.dropped += self._waiting.count(b"\n")
-            self._waiting = bytearray()
+            self._waiting = bytearray(b"\n" if self._torn else b"")
             if not self._regular:  # the reader has gone; a disk may be less full later
                 self.abort()
             return
-        del self._waiting[:written]
+        if written:
+            self._torn = self._waiting[written - 1:written] != b"\n"
+            del self._waiting[:written]
         try:
             self.loop.watch(self, WRITE if self._waiting else 0)
         except PermissionError:  # a disk or a null device is never waited for, and epoll will not have it

@@ -395,8 +395,9 @@ class Stream:
         if self.closing:
             self._pending = None
             return
-        if self._pending is AGAIN and self._listens():
-            self.loop.take_up(self)
+        if self._pending is AGAIN:
+            if self._listens():
+                self.loop.take_up(self)
         elif len(self.input) > INPUT_LIMIT:
             raise ValueError("a handler left %d bytes of input" % len(self.input))
         self._update()
@@ -574,9 +575,13 @@ class Connector:
         self._handler.closed(None, self._error)
 
     def _check(self, code):
-        # Connecting to a free port of one's own host can meet oneself (a simultaneous open).
-        if not code and self._socket.getsockname() == self._socket.getpeername():
-            code = errno.ECONNREFUSED
+        if not code:
+            try:
+                # Connecting to a free port of one's own host can meet oneself (a simultaneous open).
+                if self._socket.getsockname() == self._socket.getpeername():
+                    code = errno.ECONNREFUSED
+            except OSError as error:  # reset in this very moment
+                code = error.errno
         if code:
             self._error = OSError(code, os.strerror(code))
             self._drop()

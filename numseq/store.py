@@ -51,7 +51,7 @@ class MemoryStore:
     def create(self, client_id, record, done):
         if client_id in self._open or client_id in self._kept:
             done(None, EXISTS)
-        elif len(self) >= self._clients_most:
+        elif len(self._open) + len(self._kept) >= self._clients_most:
             done(None, FULL)
         else:
             self._open[client_id] = [record, 1]

@@ -20,7 +20,7 @@ import time
 
 import pytest
 
-from numseq.loop import Listener, Loop, Stream
+from numseq.loop import Listener, Loop, Signals, Stream
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TEST_SECONDS = 30  # no test takes a tenth of it: one that hangs fails, and the others still run
@@ -238,9 +238,10 @@ def loop(clock):
     loop.report = loop.errors.append
     yield loop
     for key in list(loop.selector.get_map().values()):
-        key.data.abort()
         if isinstance(key.data, Listener):
             key.data.close()
+        elif not isinstance(key.data, Signals):  # those are the loop's own
+            key.data.abort()
     loop.close()
     assert loop.errors == []
 

@@ -235,6 +235,18 @@ def test_a_standard_error_that_takes_nothing_changes_nothing_else(programs, liar
     assert client.wait()[:2] == (4, "")
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_transcript_on_standard_error_that_cannot_be_written_ends_as_on_standard_output(programs, port, broken):
+    if not (broken or os.path.exists("/dev/full")):
+        pytest.skip("needs a device that is always full")
+    reading, writing = os.pipe()
+    with open("/dev/full" if not broken else os.devnull, "wb") as full:
+        client = programs.start_client(*NEW, port, "--output", "-", err=writing if broken else full)
+    for file in writing, reading:
+        os.close(file)
+    assert client.wait()[:2] == (UNREAD if broken else OUTPUT_FAILED, "")
+
+
 # ---- exit statuses
 
 

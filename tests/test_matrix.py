@@ -10,7 +10,8 @@ import subprocess
 import pytest
 
 import builds
-from builds import Build, debian, modules, newest, oldest, prepared, pyz, scripts, serving, session, source, unpredictable_session
+from builds import Build, debian, modules, newest, oldest, prepared, pyz, scripts, source  # fixtures among them
+from builds import serving, session, unpredictable_session
 
 
 # ---- versions
@@ -264,7 +265,7 @@ def test_session_in_a_read_only_directory_with_its_state_elsewhere(read_only, in
     session(build, build, tmp_path, "--state", tmp_path / "state")
 
 
-def test_where_no_state_can_be_written_a_sequence_is_completed_all_the_same_and_it_is_told(read_only, interpreter, source, tmp_path):
+def test_where_no_state_can_be_written_it_is_told_and_done_without(read_only, interpreter, source, tmp_path):
     build = scripts(interpreter, source, folder=read_only)
     with serving(build, str(tmp_path), TEST_MODE="1") as port:
         new = ["NEW", 20000, port, "--client_id", builds.LARGE_ID % 0, "--retry", 1000]

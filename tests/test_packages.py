@@ -20,7 +20,7 @@ SECONDS_MOST = 25  # of one step that asks the package index
 def project_files():
     """The paths of all files of the project, from its root, as a clean clone has them."""
     try:
-        told = subprocess.check_output(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT)
+        told = subprocess.check_output(["git", "ls-files", "-z", "-c", "-o", "--exclude-standard"], cwd=ROOT)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this is no clone")
     return sorted(path for path in told.decode().split("\0") if path and os.path.exists(os.path.join(ROOT, path)))
