@@ -237,11 +237,11 @@ def end(process):
 @contextlib.contextmanager
 def serving(build, folder, **variables):
     """The port of a server, which has to end well and without complaints."""
-    port = _free_port() if 1 in build.closed else 0
+    port = free_port() if 1 in build.closed else 0
     process = build.start("server", [port, "--session-timeout", SESSION_TIMEOUT], folder, **variables)
     try:
         if port:
-            _wait_for(port)
+            wait_until(lambda: _listens(port))
         else:
             told = process.stdout.readline()
             assert told.startswith(b"Listening on 127.0.0.1:"), told + process.stderr.read()
@@ -254,21 +254,27 @@ def serving(build, folder, **variables):
         end(process)
 
 
-def _free_port():
+def free_port():
+    """A port that nobody listens on, for a server that cannot tell which it took."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return taken.getsockname()[1]
 
 
-def _wait_for(port):
+def wait_until(predicate):
+    """Waits until predicate() is true; fails the test when that takes too long."""
     end = time.monotonic() + SECONDS_MOST
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            return
-        except ConnectionRefusedError:
-            assert time.monotonic() < end, "the server does not listen"
-            time.sleep(0.01)
+    while not predicate():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def _listens(port):
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=None)

@@ -224,6 +224,25 @@ def test_session_with_closed_standard_streams(closed, interpreter, source, tmp_p
     session(build, build, tmp_path)
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="what a process has open cannot be seen here")
+def test_no_socket_takes_the_number_of_a_closed_standard_stream(interpreter, source, tmp_path):
+    build = scripts(interpreter, source, closed=(0, 1, 2))
+    process = build.start("server", [builds.free_port()], str(tmp_path))
+    files = "/proc/%d/fd/" % process.pid
+
+    def opened(number):
+        try:
+            return os.readlink(files + str(number))
+        except OSError:  # closed meanwhile
+            return ""
+
+    try:
+        builds.wait_until(lambda: any(opened(number).startswith("socket:") for number in range(16)))
+        assert [opened(number) for number in range(3)] == [os.devnull] * 3
+    finally:
+        builds.end(process)
+
+
 def test_session_with_standard_input_from_a_file(interpreter, source, tmp_path):
     file = tmp_path / "input"
     file.write_bytes(b"not for them\n" * 1000)

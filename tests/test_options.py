@@ -18,7 +18,7 @@ NO_SECONDS = ["", " ", "x", "0", "0.0", "-0", "-1", "-0.5", "nan", "NaN", "inf",
 @pytest.fixture(autouse=True)
 def modules(monkeypatch):
     """parse_arguments drops modules that it has read the command line with: other tests need them."""
-    for name in ("argparse", "gettext", "numseq.options"):
+    for name in {"argparse", "gettext", "numseq.options"} & set(sys.modules):
         monkeypatch.setitem(sys.modules, name, sys.modules[name])
 
 

@@ -1,0 +1,268 @@
+"""Nothing is lost and nothing is asked for twice, whatever happens to the connections: through a proxy that breaks them.
+
+The real client, the proxy and the real server share one loop, on the fake clock.
+"""
+
+import os
+import random
+
+import pytest
+
+from programs import CLIENT_ID, HOST, numbers_of
+from proxy import DOWN, FIN, RST, UP, Plan, Proxy
+
+from numseq import protocol
+from numseq.client import TIMEOUT, Fetch, new_id
+from numseq.errors import ConnectionLost, Refused
+from numseq.journal import Journal, load
+from numseq.server import SESSION_TIMEOUT, Server
+from numseq.store import MemoryStore
+
+lesson = pytest.mark.lesson
+ID = CLIENT_ID.encode("ascii")
+N, BATCH = 11, 3  # four batches, and the last one is short
+RETRIES = 10  # connections without progress; few tests need more than one
+RUNS_MOST = 10  # runs of a client
+TURNS_MOST = 20000
+TURN_WAIT = 0.0005  # real seconds in which what is on its way through the kernel arrives
+
+
+class World:
+    """A server, the proxy before it, and the fetches of a sequence through that."""
+
+    def __init__(self, loop, state):
+        self.loop = loop
+        self.state = state
+        self.forgotten = []
+        self.store = MemoryStore(loop, self.forgotten.append)
+        self.server = Server(loop, self.store, test_mode=True)
+        self.proxy = Proxy(loop, HOST, self.server.listen(HOST, 0)[0][1], self._plan)
+        self.journaled = []  # how many batches the file had when each connection came
+        self._plans = iter(())
+
+    def begin(self, *plans):
+        """A new sequence: the first connections have these plans, and those that follow none."""
+        self._plans = iter(plans)
+        del self.proxy.links[:], self.journaled[:], self.forgotten[:]
+        if os.path.exists(self.state):
+            os.unlink(self.state)
+        return Journal(ID, N, BATCH, path=self.state)
+
+    def _plan(self, number):
+        self.journaled.append(load(self.state).batches() if os.path.exists(self.state) else 0)
+        return next(self._plans, None) or Plan()
+
+    def turn_until(self, predicate):
+        """Turns the loop. The clock jumps where nothing is ready, and nothing is on its way either."""
+        for _ in range(TURNS_MOST):
+            if predicate():
+                return
+            self.loop.selector.real.select(TURN_WAIT)
+            self.loop.turn()
+        pytest.fail("still waiting after %d turns, with %d timers" % (TURNS_MOST, self.loop.timers()))
+
+    def fetch(self, begun, resume=False, retry=RETRIES, window=1024):
+        """One run of a client; returns (Fetch, error)."""
+        errors = []
+        fetched = Fetch(self.loop, HOST, self.proxy.port, begun, lambda fetch, error: errors.append(error), resume,
+                        window, retry=retry)
+        self.turn_until(lambda: errors)
+        return fetched, errors[0]
+
+    def fetch_in_one_run(self, begun, **options):
+        """It tries again by itself."""
+        fetched, error = self.fetch(begun, **options)
+        assert error is None
+        return fetched
+
+    def fetch_in_many_runs(self, begun, **options):
+        """Each run has one connection and goes on from the file, or begins anew where it is told that it cannot."""
+        resume = False
+        for _ in range(RUNS_MOST):
+            fetched, error = self.fetch(begun, resume, retry=0, **options)
+            if error is None:
+                return fetched
+            assert type(error) is ConnectionLost
+            assert error.resumable is os.path.exists(self.state)
+            resume = error.resumable
+            begun = load(self.state) if resume else Journal(new_id(), begun.n, begun.batch, path=self.state)
+        return pytest.fail("not done in %d runs" % RUNS_MOST)
+
+    def check(self, fetched):
+        """The numbers are those of the contract, none was asked for twice, and nothing is left behind."""
+        begun = fetched.journal
+        assert list(begun.numbers) == numbers_of(begun.client_id.decode("ascii"), begun.n)
+        assert bytes(load(self.state).numbers) == bytes(begun.numbers)
+        assert fetched.checksum is not None  # as the server said it; the client has compared it
+        for link, journaled in zip(self.proxy.links, self.journaled):
+            asked = indexes(link.heard)
+            assert asked == list(range(journaled, journaled + len(asked)))
+        self.turn_until(lambda: not (self.server.sessions or len(self.store)))
+        assert begun.client_id in self.forgotten
+        assert len(set(self.forgotten)) == len(self.forgotten)
+        assert self.loop.timers() == 0
+
+    def close(self):
+        self.proxy.close()
+        self.server.close()
+
+
+def indexes(heard):
+    """Those of the RECVs in what a client has sent."""
+    return [int(message[len(b"RECV,"):]) for message in bytes(heard).split(b";") if message.startswith(b"RECV,")]
+
+
+@pytest.fixture
+def world(loop, tmp_path):
+    world = World(loop, str(tmp_path / "state"))
+    yield world
+    world.close()
+
+
+@pytest.fixture(params=[1, 1024])
+def window(request):
+    return request.param
+
+
+@pytest.fixture(params=["fetch_in_one_run", "fetch_in_many_runs"])
+def fetch(request, world):
+    """How a sequence is fetched over connections that break."""
+    return getattr(world, request.param)
+
+
+def offsets(way):
+    """Each place on a way at which a connection can break that otherwise goes well: before its first byte to after its last."""
+    numbers = bytes(numbers_of(CLIENT_ID, N))
+    total = -(-N // BATCH)
+    said = {
+        UP: protocol.encode(protocol.INIT, ID, b"%d" % N, b"%d" % BATCH) + protocol.encode_receives(0, total) + b"FIN;",
+        DOWN: b"".join([b"ACK;"] + [protocol.encode_batch(numbers[first:first + BATCH]) for first in range(0, N, BATCH)]
+                       + [b"FAC,%032d;" % 0]),
+    }
+    return range(len(said[way]) + 1)
+
+
+def test_offsets_are_not_all_there_are(world):
+    """The loops below end where a whole connection does."""
+    world.check(world.fetch_in_one_run(world.begin()))
+    link, = world.proxy.links
+    for way in UP, DOWN:
+        assert link.lanes[way].passed == offsets(way)[-1]
+
+
+@pytest.mark.parametrize("how", [RST, FIN])
+@pytest.mark.parametrize("way", [UP, DOWN])
+def test_cut_at_some_byte_loses_numbers_or_asks_for_them_twice(world, way, how, window, fetch):
+    for offset in offsets(way):
+        plan = Plan(cut=(way, offset), how=how)
+        try:
+            world.check(fetch(world.begin(plan), window=window))
+            assert world.proxy.links[0].lanes[way].passed == offset
+        except Exception as error:
+            raise AssertionError(plan) from error
+    assert world.proxy.broken == len(offsets(way))
+
+
+@pytest.mark.parametrize("way", [UP, DOWN])
+def test_peer_that_vanished_at_some_byte_is_waited_for_for_ever(world, clock, way, window, fetch):
+    """Nobody is told: the client has its timeout and the server its second."""
+    for offset in offsets(way):
+        plan = Plan(vanish=(way, offset))
+        begin = clock()
+        try:
+            fetched = fetch(world.begin(plan), window=window)
+            assert TIMEOUT <= clock() - begin < TIMEOUT + SESSION_TIMEOUT or fetched.drops == 0
+            world.check(fetched)
+        except Exception as error:
+            raise AssertionError(plan) from error
+    assert world.proxy.broken == len(offsets(way))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cuts_again_and_again_lose_numbers_or_ask_for_them_twice(world, seed, window, fetch):
+    """Every connection but the last breaks somewhere, in any way, as long as it does not come to its end before."""
+    draw = random.Random(seed)
+    for _ in range(20):
+        plans = [any_plan(draw) for _ in range(draw.randrange(1, RUNS_MOST))]
+        world.check(fetch(world.begin(*plans), window=window))
+
+
+def any_plan(draw):
+    """A Plan that breaks, with a delay or in pieces or twice or not."""
+    way = draw.choice([UP, DOWN])
+    place = way, draw.choice(offsets(way))
+    breaks = dict(vanish=place) if draw.random() < 0.2 else dict(cut=place, how=draw.choice([RST, FIN]))
+    return Plan(delay=draw.choice([0, 0, 0.001, 0.05]), piece=draw.choice([None, None, 1, 7]), **breaks)
+
+
+@pytest.mark.parametrize("how", [RST, FIN])
+@pytest.mark.parametrize("seed", range(5))
+def test_long_sequence_comes_short_over_many_connections(world, seed, how, fetch):
+    """Runs of whole buffers instead of messages one by one: the fast paths of both sides."""
+    draw = random.Random(seed)
+    plans = [Plan(cut=(DOWN, draw.randrange(4, 12000)), how=how, piece=draw.choice([None, 997])) for _ in range(RUNS_MOST - 1)]
+    begun = world.begin(*plans)
+    begun.n, begun.batch = 20000, 5
+    world.check(fetch(begun, window=300))
+
+
+# ---- the other faults
+
+
+@lesson(21)
+def test_bytes_that_come_one_by_one_are_not_understood(world, window):
+    world.check(world.fetch_in_one_run(world.begin(Plan(piece=1)), window=window))
+    link, = world.proxy.links
+    for way in UP, DOWN:
+        assert len(link.lanes[way].pieces) == offsets(way)[-1]
+
+
+@lesson(18)
+def test_messages_that_come_as_one_are_not_all_answered(world):
+    """What a client sends bit by bit arrives together, and so do the answers."""
+    begun = world.begin(Plan(delay=0.01))
+    begun.n, begun.batch = 400, 1
+    world.check(world.fetch_in_one_run(begun, window=100))
+    link, = world.proxy.links
+    for way in UP, DOWN:
+        assert max(piece.count(b";") for piece in link.lanes[way].pieces) >= 50
+
+
+@pytest.mark.parametrize("delay", [0.001, 0.1, 0.3])
+def test_delay_that_eats_up_the_session_loses_numbers(world, delay, window, fetch):
+    """Within a second there are so and so many round trips, and the next connection goes on."""
+    world.check(fetch(world.begin(*[Plan(delay=delay)] * RUNS_MOST), window=window))
+    sessions = len(world.proxy.links)
+    assert (sessions > 1) is (window == 1 and delay > 0.05 or delay > 0.2)
+
+
+def test_delay_longer_than_the_session_never_ends(world):
+    fetched, error = world.fetch(world.begin(*[Plan(delay=SESSION_TIMEOUT)] * (RETRIES + 1)))
+    assert isinstance(error, ConnectionLost)
+    assert len(world.proxy.links) == RETRIES + 1
+
+
+@pytest.mark.parametrize("plan", [Plan(twice=True), Plan(twice=True, piece=1), Plan(twice=True, delay=0.01)], ids=repr)
+def test_bytes_that_arrive_twice_change_the_sequence(world, plan, window):
+    """The second connection is refused, or reads along, and costs the first nothing."""
+    world.check(world.fetch_in_one_run(world.begin(plan), window=window))
+    assert len(world.proxy.links) == 1
+
+
+def test_bytes_that_arrive_twice_change_a_sequence_that_is_continued(world, window, fetch):
+    plans = [Plan(twice=True, cut=(DOWN, offset)) for offset in (20, 40, 60)]
+    world.check(fetch(world.begin(*plans), window=window))
+    assert len(world.proxy.links) == 4
+
+
+def test_connection_that_is_replayed_afterwards_gets_at_a_sequence_or_changes_it(world, sockets, loop):
+    """Whoever recorded it is refused: the id is there."""
+    fetched = world.fetch_in_one_run(world.begin())
+    replayed = world.begin(Plan())
+    with pytest.raises(AssertionError):
+        world.fetch_in_one_run(replayed)
+    fetched, error = world.fetch(world.begin(), retry=0)
+    assert isinstance(error, Refused)
+    assert str(error) == "%s already exist" % CLIENT_ID
+    begun = Journal(ID, N, BATCH, path=world.state)
+    world.check(world.fetch(begun, resume=True)[0])
