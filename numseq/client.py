@@ -517,11 +517,6 @@ class Command:
         complain(self.program, text)
 
 
-def plain(text):
-    """Text that any terminal and any locale can show."""
-    return str(text).encode("ascii", "backslashreplace").decode("ascii")
-
-
 def put_line(file, text, flush=True):
     """Writes text as a line to an open file, or nowhere where that is None.
 
@@ -529,7 +524,7 @@ def put_line(file, text, flush=True):
     """
     if file is not None:
         try:
-            file.write(plain(text) + "\n")
+            file.write(console.plain(str(text)) + "\n")
             if flush:
                 file.flush()
         except OSError as error:

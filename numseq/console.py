@@ -34,7 +34,7 @@ class Console:
         """Writes text as a line, soon."""
         if self._file is None:
             return
-        data = text.encode("ascii", "backslashreplace") + b"\n"
+        data = plain(text).encode("ascii") + b"\n"
         if len(self._waiting) + len(data) > WAITING_MOST:
             self.dropped += 1
             return
@@ -111,6 +111,12 @@ class Console:
         if os.get_blocking(file):
             os.set_blocking(file, False)
             self._restore = file
+
+
+def plain(text):
+    """Text as one line that every terminal and every locale shows, and that moves no cursor."""
+    data = text.encode("ascii", "backslashreplace") if text.isprintable() else text.encode("unicode_escape")
+    return data.decode("ascii")
 
 
 def open_standard_streams():

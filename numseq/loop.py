@@ -42,6 +42,7 @@ ACCEPT_PAUSE = 0.1  # seconds a listener rests when there are no more files or b
 TIMERS_PER_TURN = 256  # timers run a turn, so that thousands due at once do not starve the sockets
 COMPACT_ABOVE = 1024  # cancelled timers that may stay in the heap however small it is
 WAIT_LIMIT = 86400.0  # seconds of one poll: epoll overflows at 2,147,483 s, 32-bit select at 2 ** 31
+PORT_MOST = 65535  # of TCP's
 FD_SETSIZE = 1024  # select(2) cannot watch a file with this number or above
 
 EXHAUSTED = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])

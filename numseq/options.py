@@ -4,11 +4,12 @@ import argparse
 import math
 import sys
 
-from . import __version__, protocol
+from . import __version__, console, protocol
+from .loop import PORT_MOST
 
 VERSION = "numseq " + __version__
-PORT_MOST = 65535
 SECONDS_MOST = 10 ** 9  # 31 years: longer than any machine runs, and far from where floats lose fractions
+HELP_WIDTH = 100  # characters
 COUNT_MOST = 10 ** 9  # of what has no limit of its own
 
 
@@ -22,7 +23,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **keywords)
 
     def error(self, message):
-        self.exit(2, "%s: %s (see %s -h)\n" % (self.prog, message, self.prog))
+        self.exit(2, console.plain("%s: %s (see %s -h)" % (self.prog, message, self.prog)) + "\n")
+
+    def _get_formatter(self):
+        # With a width given, argparse does not load shutil to ask the terminal for its own.
+        return self.formatter_class(prog=self.prog, width=HELP_WIDTH)
 
     def add_version(self):
         self.add_argument("--version", action="version", version=VERSION)

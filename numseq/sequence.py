@@ -1,7 +1,6 @@
 """The sequence: from (seed, n) to its numbers, and their checksum. Nothing else knows how they are drawn."""
 
 import os
-import random
 
 from . import digits
 
@@ -41,6 +40,8 @@ def _words(seed, size):
 
     A seventeenth of the time of randint on 3.11, a fiftieth on 3.6; the same on every version, 32 and 64 bits.
     """
+    import random  # for TEST_MODE alone: a millisecond and 0.4 MB of the others' start
+
     draw_bits = random.Random(seed).getrandbits
     parts = [min(DRAW_WORDS, size - first) for first in range(0, size, DRAW_WORDS)]
     return b"".join([draw_bits(32 * part).to_bytes(4 * part, "little")[3::4] for part in parts])

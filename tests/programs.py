@@ -84,9 +84,9 @@ class Program:
 class ServerProgram(Program):
     """A server on a free port, in TEST_MODE unless told otherwise."""
 
-    def __init__(self, *options, cwd=ROOT, test_mode=True, run=None, variables=None):
+    def __init__(self, *options, cwd=ROOT, test_mode=True, run=None, variables=None, preexec=None):
         variables = dict(variables or {}, **({"TEST_MODE": "1"} if test_mode else {}))
-        super().__init__((run or script("server")) + (0,) + options, cwd, variables)
+        super().__init__((run or script("server")) + (0,) + options, cwd, variables, preexec=preexec)
         line = self.wait_for("\n").splitlines()[0]
         assert line.startswith("Listening on "), line
         self.port = int(line.rpartition(":")[2])

@@ -136,6 +136,21 @@ def test_the_real_server_s_sequence_arrives_complete(server, loop, n, batch):
     assert list(begun.numbers) == numbers_of(CLIENT_ID, n)
 
 
+def test_a_message_torn_between_two_reads_does_not_hide_a_shorter_one_behind_it(run, liar, loop, way):
+    numbers = [50] * 11
+    good = honest(numbers, 5)
+    begun = Journal(CLIENT_ID.encode("ascii"), 11, 5)
+    server = liar(instead(good, RECV=b""))
+    done = run(server, begun, **dict(way, window=3))
+    turn_until(loop, lambda: server.heard()[-1:] == ["RECV,2"])
+    answers = b"".join(good("RECV,%d" % index) for index in range(3))
+    cut_at = len(good("RECV,0")) * 2 - 2
+    server.peers[0].say(answers[:cut_at])
+    turn_until(loop, lambda: len(begun.numbers) == 5)
+    server.peers[0].say(answers[cut_at:])
+    assert done.wait() is None
+
+
 def test_what_the_transcript_watches_is_what_is_sent_and_received(run, liar):
     server = liar(GOOD)
     done = run(server, watched=True, window=2)
@@ -462,6 +477,16 @@ def test_a_wide_window_that_is_cut_asks_for_what_is_missing_alone(run, liar, clo
     server = liar(instead(GOOD, RECV_3=end), GOOD)
     assert run(server, retry=1).wait(clock) is None
     assert server.peers[1].heard == ["CONT," + CLIENT_ID, "RECV,3", "RECV,4", "FIN"]
+
+
+def test_a_new_connection_goes_on_with_the_state_that_is_there(run, liar, clock, state, monkeypatch):
+    replaced = []
+    real = os.replace
+    monkeypatch.setattr(os, "replace", lambda source, target: (replaced.append(target), real(source, target)))
+    cuts = [instead(GOOD, **{"RECV_%d" % index: cut}) for index in (1, 2)]
+    assert run(liar(*cuts, GOOD), retry=1, window=1).wait(clock) is None
+    assert replaced == [state]
+    assert list(load(state).numbers) == NUMBERS
 
 
 def test_a_torn_message_is_asked_for_again_as_a_whole(run, liar, clock, begun):
