@@ -6,6 +6,9 @@
 It prints one number, of the server that listens on 127.0.0.1:PORT and is the process PID: seconds (of processor time
 for each operation, or of waiting) or bytes. Every answer is checked; the first wrong one ends it, with status 1.
 A server ends each connection after its second: what takes longer goes on with CONT.
+
+Many clients act in waves: nobody sends before everybody has an answer. So all servers find their work waiting. One
+that is faster than the load would sleep and wake for each message instead, which costs it more than the message.
 """
 
 import argparse
@@ -21,11 +24,12 @@ import time
 N_MOST = 65535  # numbers of the longest sequence
 READ_SIZE = 256 * 1024  # bytes of one recv
 TOGETHER = 64  # connections that are opened together: no backlog is that short
+VISITORS = 16  # clients that leave something behind, at once
 WAIT = 0.1  # seconds of one wait where the load may sleep
 DEADLINE = 15.0  # seconds for every phase: what takes longer is an error
 SETTLE = 0.1  # seconds in which a server comes to rest before its memory is looked at
 ATTEMPTS = 100  # connections that end in a row before they got an answer
-WARM_UP = 500  # connections or clients before memory is looked at, after which the interpreter's own has stopped growing
+WARM_UP = 500  # connections or clients before memory is looked at: then the interpreter has all it needs itself
 
 
 class Failure(Exception):
@@ -64,8 +68,10 @@ class Load:
         self.most = None  # of those; None for any number
         self.ready = 0  # Askers that have their first ACK
         self.asking = False  # whether they go on to ask
+        self.living = 0  # clients that are to act in each wave
+        self._due = {}  # from client to what it does in the next wave
         self._epoll = select.epoll()
-        self._clients = {}
+        self._clients = {}  # from file to client
 
     def connect(self, client):
         """A connection whose input goes to `client`."""
@@ -76,6 +82,14 @@ class Load:
         self._epoll.register(connection.fileno(), select.EPOLLIN)
         return connection
 
+    def later(self, client, act):
+        """Has act() called once all others have something to do as well."""
+        self._due[client] = act
+
+    def forget(self, client):
+        """Drops what a client was to do: its connection is over."""
+        self._due.pop(client, None)
+
     def run_until(self, done):
         """Serves the clients until done() is true."""
         end = time.monotonic() + DEADLINE
@@ -83,6 +97,10 @@ class Load:
         while not done():
             for number, _ in poll(wait, 1024):
                 clients[number].on_event()
+            if self._due and len(self._due) == self.living:
+                due, self._due = self._due, {}
+                for act in due.values():
+                    act()
             if time.monotonic() > end:
                 raise Failure("not done in %d seconds" % DEADLINE)
 
@@ -102,6 +120,7 @@ class Client:
     def __init__(self, load):
         self.load = load
         self.ended_early = 0  # connections in a row
+        load.living += 1
         self.connect()
 
     def connect(self):
@@ -128,6 +147,7 @@ class Client:
             self.received()
         else:
             self.connection.close()
+            self.load.forget(self)
             self.ended()
 
     def retry(self):
@@ -164,7 +184,7 @@ class Asker(Client):
             self.load.operations += self.size
             self.input = b""
             self.ended_early = 0
-            self.ask()
+            self.load.later(self, self.ask)
 
     def opened(self):
         if self.input != b"ACK;":
@@ -175,7 +195,7 @@ class Asker(Client):
             self.opening = b"CONT,%b;" % self.id
             self.load.ready += 1
         if self.load.asking:
-            self.ask()
+            self.load.later(self, self.ask)
 
     def ended(self):
         """Its second is over: what was answered of the window counts, and the rest is lost."""
@@ -189,10 +209,10 @@ class Visitor(Client):
     def __init__(self, load, requests, size):
         self.requests = requests  # that follow the INIT
         self.size = size  # numbers of a sequence, all in one batch
+        load.begun += 1
         super().__init__(load)
 
     def begin(self):
-        self.load.begun += 1
         self.replies = []
         self.send(b"INIT,%b,%d,%d;" % (new_id(), self.size, self.size))
 
@@ -201,18 +221,23 @@ class Visitor(Client):
             self.replies.append(self.input)
             self.input = b""
             if len(self.replies) <= len(self.requests):
-                self.send(self.requests[len(self.replies) - 1])
+                self.load.later(self, self.go_on)
+
+    def go_on(self):
+        self.send(self.requests[len(self.replies) - 1])
 
     def ended(self):
         if len(self.replies) <= len(self.requests):
-            self.load.begun -= 1
             self.retry()
             return
         check_session(self.replies)
         self.ended_early = 0
         self.load.operations += 1
         if self.load.most is None or self.load.begun < self.load.most:
-            self.connect()
+            self.load.begun += 1
+            self.load.later(self, self.connect)
+        else:
+            self.load.living -= 1
 
 
 # ---- one client that waits
@@ -276,7 +301,8 @@ def new_id():
 def windows_of(size, batch):
     """An endless iterator of windows (bytes) of `size` RECVs of random batches."""
     batches = range(-(-N_MOST // batch))
-    return itertools.cycle([receives(random.choice(batches) for _ in range(size)) for _ in range(max(16, 4096 // size))])
+    different = max(16, 4096 // size)
+    return itertools.cycle([receives(random.choice(batches) for _ in range(size)) for _ in range(different)])
 
 
 def receives(indices):
@@ -291,7 +317,7 @@ def check_batches(data, count, batch):
 
 
 def check_session(replies):
-    """Raises Failure unless the replies of a session are right, and the checksum that of the numbers, if there are any."""
+    """Raises Failure unless the replies of a session are right; the checksum is that of the numbers, if there are any."""
     opened, numbers, checksum = replies[0], replies[1:-1], replies[-1]
     expected = checksum_of(numbers[0]) if numbers else checksum[4:-1]
     if opened != b"ACK;" or checksum != b"FAC,%b;" % expected or len(expected) != 32:
@@ -318,8 +344,8 @@ def round_trips(load, settings):
 
 def sessions(load, settings):
     """Processor seconds for a whole session."""
-    visitors = [Visitor(load, [b"RECV,0;", b"FIN;"], settings.batch) for _ in range(settings.count)]
-    assert visitors
+    for _ in range(settings.count):
+        Visitor(load, [b"RECV,0;", b"FIN;"], settings.batch)
     return load.run_for(settings.seconds)
 
 
@@ -334,9 +360,9 @@ def retained(load, settings):
     def leave(count):
         target = load.operations + count
         load.most = load.begun + count
-        visitors = [Visitor(load, [b"FIN;"], settings.batch) for _ in range(min(TOGETHER // 4, count))]
+        for _ in range(min(VISITORS, count)):
+            Visitor(load, [b"FIN;"], settings.batch)
         load.run_until(lambda: load.operations == target)
-        return visitors
 
     return growth(load, settings, leave)
 
@@ -393,10 +419,10 @@ def open_askers(load, count, windows, settings):
 
 def growth(load, settings, add):
     """Bytes by which the server grows for each of `count` that add(count) adds."""
-    there = [add(WARM_UP)]
+    add(WARM_UP)
     time.sleep(SETTLE)
     before = memory(load.pid)
-    there.append(add(settings.count))
+    add(settings.count)
     time.sleep(SETTLE)
     return (memory(load.pid) - before) / settings.count
 

@@ -45,10 +45,10 @@ VERSION = ["-c", "import sys; print(sys.implementation.name, sys.version.split()
 BARE = ["-c", "import sys; print('ready', flush=True); sys.stdin.read()"]
 
 Unit = collections.namedtuple("Unit", ["name", "size", "format"])
-MICROSECONDS = Unit("us CPU", 1e-6, "%.2f")
-MILLISECONDS = Unit("ms", 1e-3, "%.2f")
+MICROSECONDS = Unit("us CPU", 1e-6, "%.3g")
+MILLISECONDS = Unit("ms", 1e-3, "%.3g")
 BYTES = Unit("bytes", 1, "%.0f")
-MEGABYTES = Unit("MB", 1e6, "%.1f")
+MEGABYTES = Unit("MB", 1e6, "%.3g")
 
 # `ours` and `ceiling` are functions of a Bench that return seconds or bytes. They are called in turns.
 Figure = collections.namedtuple("Figure", ["name", "label", "unit", "pairs", "ours", "ceiling"])
@@ -68,9 +68,14 @@ class Bench:
         return [self.python, *map(str, arguments)]
 
     @contextlib.contextmanager
-    def running(self, command, processor):
-        """Popen of a command on the first (0) or last (-1) of the processors; it is killed at the end."""
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    def running(self, command, processor, complaints=None):
+        """Popen of a command on the first (0) or last (-1) of the processors; it is killed at the end.
+
+        `complaints` is where its standard error goes, as Popen has it.
+        """
+        # In a session of its own it gets no Ctrl-C from the terminal: its end is ours to bring about.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints,
+                                   bufsize=0, start_new_session=True)
         try:
             with contextlib.suppress(OSError):  # where that is not allowed
                 os.sched_setaffinity(process.pid, {self.processors[processor]})
@@ -78,8 +83,9 @@ class Bench:
         finally:
             process.kill()
             process.wait()
-            process.stdin.close()
-            process.stdout.close()
+            for pipe in process.stdin, process.stdout, process.stderr:
+                if pipe is not None:
+                    pipe.close()
 
     def left(self, seconds):
         """That many seconds, or what is left of the whole run."""
@@ -103,13 +109,14 @@ class Bench:
 
     def output(self, command):
         """The number that a command prints; raises Failure with what it complains of."""
-        with self.running(command, -1) as process:
+        with self.running(command, -1, subprocess.PIPE) as process:
             try:
-                out, _ = process.communicate(timeout=self.left(LOAD_SECONDS))
+                out, complaints = process.communicate(timeout=self.left(LOAD_SECONDS))
             except subprocess.TimeoutExpired:
                 raise Failure("not done in time: %s" % os.path.basename(command[1])) from None
             if process.returncode:
-                raise Failure("%s ended with %s" % (os.path.basename(command[1]), process.returncode))
+                last_line = complaints.decode("ascii", "replace").strip().rpartition("\n")[2]
+                raise Failure(last_line or "%s ended with %s" % (os.path.basename(command[1]), process.returncode))
             return float(out)
 
     def load(self, server, mode, **options):
@@ -152,23 +159,26 @@ def loaded(name, label, unit, pairs, mode, serve=(), keep=(), **options):
 def figures(quick):
     """The rows of the table."""
     pairs, seconds, churn_seconds = (1, 1.1, 0.4) if quick else (5, 1.5, 1.2)
-    connections = min(500 if quick else 4000, files_limit() - FILES_RESERVED - WARM_UP)
+    connections = max(1, min(500 if quick else 4000, files_limit() - FILES_RESERVED - WARM_UP))
     clients = 2000 if quick else 20000
     return [
-        loaded("roundtrips", "round trip, 32 connections", MICROSECONDS, pairs, "round_trips", count=32, seconds=seconds),
-        loaded("pipelined", "request, 16 connections with 256 each on the way", MICROSECONDS, pairs, "round_trips", count=16,
-               window=256, seconds=seconds),
-        loaded("sessions", "whole session, 16 at once", MICROSECONDS, pairs, "sessions", count=16, seconds=churn_seconds),
+        loaded("roundtrips", "round trip, 32 connections", MICROSECONDS, pairs, "round_trips",
+               count=32, seconds=seconds),
+        loaded("pipelined", "request, 16 connections with 256 each on the way", MICROSECONDS, pairs, "round_trips",
+               count=16, window=256, seconds=seconds),
+        loaded("sessions", "whole session, 16 at once", MICROSECONDS, pairs, "sessions",
+               count=16, seconds=churn_seconds),
         loaded("idle", f"an idle connection, of {connections:,}", BYTES, 1, "idle", serve=["--session-timeout", 60],
                count=connections),
         loaded("retained", f"a retained client, of {clients:,}", BYTES, 1, "retained", keep=["keep"], count=clients),
         Figure("peak", "peak memory with one client (bare interpreter)", MEGABYTES, min(pairs, 3),
-               functools.partial(Bench.load, server=[SERVER, 0], mode="peak", window=256), Bench.bare_memory),
+               lambda bench: bench.load([SERVER, 0], "peak", window=256), Bench.bare_memory),
         Figure("start", "start to listening (bare interpreter)", MILLISECONDS, 2 * pairs,
-               functools.partial(Bench.start, SERVER, 0), functools.partial(Bench.start, *BARE)),
+               lambda bench: bench.start(SERVER, 0), lambda bench: bench.start(*BARE)),
         Figure("drawing", "drawing 65,535 numbers (randint)", MILLISECONDS, min(pairs, 3),
-               functools.partial(Bench.drawing, way="bulk"), functools.partial(Bench.drawing, way="randint")),
-        loaded("stall", "longest stall, a client of 65,535 numbers", MILLISECONDS, pairs, "stall", batch=65535, count=9),
+               lambda bench: bench.drawing("bulk"), lambda bench: bench.drawing("randint")),
+        loaded("stall", "longest stall, a client of 65,535 numbers", MILLISECONDS, pairs, "stall",
+               batch=65535, count=9),
     ]
 
 
@@ -218,9 +228,10 @@ def main():
     parser.add_argument("--quick", action="store_true", help="ten seconds instead of a minute, for rough figures")
     parser.add_argument("--only", metavar="NAME", choices=names, action="append",
                         help="one figure (%s); may be given again" % ", ".join(names))
-    parser.add_argument("--python", default=sys.executable, metavar="PROGRAM", help="the interpreter that is measured (this one)")
+    parser.add_argument("--python", default=sys.executable, metavar="PROGRAM",
+                        help="the interpreter that is measured (this one)")
     arguments = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: nothing that was started stays behind
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # whichever comes, nothing stays behind
         signal.signal(number, signal.default_int_handler)
     try:
         print_table(Bench(arguments.python, arguments.quick), arguments.only or names)

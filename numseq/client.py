@@ -69,7 +69,7 @@ class Fetch:
         self._address = host, port
         self._done = done
         self._created = resume  # whether the server has the sequence; None where INIT was sent and not answered
-        self._window = window
+        self._window = max(window, 1)
         self._timeout = timeout
         self._retry = retry
         self._watch = watch

@@ -73,7 +73,7 @@ def find_end(data, start, longest, searched=0):
     `searched` is up to where there is known to be none, so that a long message that comes in small pieces is
     not searched from its beginning each time. Raises ProtocolError for one that will be longer than `longest`.
     """
-    end = data.find(b";", max(start, searched), start + longest)
+    end = data.find(b";", searched or start, start + longest)
     if end < 0 and len(data) - start >= longest:
         raise ProtocolError(TOO_LONG)
     return end
@@ -183,7 +183,7 @@ def answer_receives(data, numbers, batch, most):
     and then goes message by message. The numbers (bytes) are those of the whole sequence.
     """
     end = data.rfind(b";")
-    if end < 0:
+    if end < 0 or data[:5] != b"RECV,":  # another message begins it: cheaper to see here than by an exception
         return None
     messages = bytes(data[:end]).split(b";", most)
     if len(messages) > most:

@@ -20,6 +20,7 @@ from numseq.loop import Stream
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HOST = "127.0.0.1"
 SECONDS = 20  # that a process may take, at most; none needs a tenth of it
+SHARED_SECONDS = 300  # that one may take which all tests of a file use
 CLIENT_ID = "123e4567-e89b-12d3-a456-426614174000"
 
 Ended = collections.namedtuple("Ended", ["status", "out", "err"])
@@ -38,13 +39,13 @@ def environment(**variables):
 class Program:
     """A process: `arguments` after the interpreter's name. `out` and `err` are files, by default new ones."""
 
-    def __init__(self, arguments, cwd, variables, out=None, err=None, preexec=None):
+    def __init__(self, arguments, cwd, variables, out=None, err=None, preexec=None, seconds=SECONDS):
         self._files = [tempfile.TemporaryFile() if file is None else None for file in (out, err)]
         self.process = subprocess.Popen(
             [sys.executable] + [str(argument) for argument in arguments], cwd=str(cwd),
             env=environment(**variables), stdin=subprocess.DEVNULL, preexec_fn=preexec,
             stdout=self._files[0] or out, stderr=self._files[1] or err)
-        self._watchdog = threading.Timer(SECONDS, self.process.kill)
+        self._watchdog = threading.Timer(seconds, self.process.kill)
         self._watchdog.daemon = True
         self._watchdog.start()
 
@@ -84,9 +85,11 @@ class Program:
 class ServerProgram(Program):
     """A server on a free port, in TEST_MODE unless told otherwise."""
 
-    def __init__(self, *options, cwd=ROOT, test_mode=True, run=None, variables=None, preexec=None):
+    def __init__(self, *options, cwd=ROOT, test_mode=True, run=None, variables=None, preexec=None,
+                 seconds=SECONDS):
         variables = dict(variables or {}, **({"TEST_MODE": "1"} if test_mode else {}))
-        super().__init__((run or script("server")) + (0,) + options, cwd, variables, preexec=preexec)
+        super().__init__((run or script("server")) + (0,) + options, cwd, variables, preexec=preexec,
+                         seconds=seconds)
         line = self.wait_for("\n").splitlines()[0]
         assert line.startswith("Listening on "), line
         self.port = int(line.rpartition(":")[2])
@@ -150,7 +153,7 @@ def programs(tmp_path):
 @pytest.fixture(scope="module")
 def port():
     """The port of a server in TEST_MODE that all tests of a file use; what it says on standard error fails the last."""
-    server = ServerProgram()
+    server = ServerProgram(seconds=SHARED_SECONDS)
     yield server.port
     ended = server.stop()
     server.close()

@@ -249,6 +249,7 @@ def test_a_lie_ends_the_fetch_with_its_own_error_and_what_was_good_is_kept(
     assert os.path.exists(state) is begun.kept is created
     if created:
         assert load(state).numbers == begun.numbers
+    assert not begun.is_open(), "a file is left open for each fetch"
     assert error.resumable is (created and kind is not Refused)
 
 
@@ -264,6 +265,19 @@ def test_what_was_good_completes_with_a_good_server(run, liar, clock, lie, kind,
     assert run(server, found, resume=True).wait() is None
     assert list(load(state).numbers) == NUMBERS
     assert server.heard() == ["CONT," + CLIENT_ID] + ["RECV,%d" % index for index in range(batches, 5)] + ["FIN"]
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_batch_before_it_was_asked_for_is_an_answer_to_nothing(run, liar, watched, begun):
+    server = liar(instead(GOOD, RECV_0=GOOD("RECV,0") + GOOD("RECV,1")))
+    error = run(server, window=1, watched=watched).wait()
+    assert str(error) == "The server broke the protocol: " + TOO_EARLY
+    assert list(begun.numbers) == NUMBERS[:5]
+
+
+def test_what_a_server_says_after_the_checksum_is_not_listened_to(run, liar, way):
+    server = liar(instead(GOOD, FIN=GOOD("FIN") + b"nonsense;" + GOOD("FIN")))
+    assert run(server, **way).wait() is None
 
 
 @pytest.mark.parametrize("where", ["INIT", "RECV_0", "FIN"])

@@ -1,0 +1,238 @@
+"""The benchmark runs to its end; and what can be counted of speed and memory is as small as it should be.
+
+No time is asserted: it is another on every machine.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tracemalloc
+
+import pytest
+
+from conftest import ANY_PORT, ROOT, TEST_SECONDS, read_from, read_to_end, turn_until
+from numseq import protocol
+from numseq.server import Server
+from numseq.store import MemoryStore
+
+RUN = os.path.join(ROOT, "bench", "run.py")
+ROW = re.compile(r"\| (\S.*?) +\| +([0-9.e+-]+) \| +([0-9.e+-]+) \| +([0-9.]+) \|")
+ROWS = ["round trip", "request", "whole session", "an idle connection", "a retained client", "peak memory", "start",
+        "drawing", "longest stall"]
+FOR_EVER = 10.0 ** 6  # seconds, where a test is not about the session's time
+IDLE_MOST = 1500  # bytes of an idle connection
+RETAINED_MOST = 450  # bytes of a client that is gone and not forgotten
+CONNECTIONS = 200  # in a group, whose two ends are open at once
+GROUPS = 10
+WINDOW = 256
+
+on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the benchmark needs Linux")
+
+
+# ---- the program
+
+
+def bench(*arguments):
+    """What a run of the benchmark said: (status, standard output, standard error)."""
+    child = subprocess.Popen([sys.executable, RUN] + list(arguments), universal_newlines=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        out, err = child.communicate(timeout=TEST_SECONDS)
+    finally:
+        child.terminate()  # it ends what it has started, as kill would not
+        child.wait()
+    return child.returncode, out, err
+
+
+@on_linux
+def test_the_benchmark_prints_every_row():
+    status, out, err = bench("--quick")
+    assert (status, err) == (0, "")
+    rows = ROW.findall(out)
+    assert [name for name, row in zip(ROWS, rows) if row[0].startswith(name)] == ROWS and len(rows) == len(ROWS)
+    for label, *figures in rows:
+        assert all(float(figure) > 0 for figure in figures), label
+
+
+@on_linux
+def test_the_benchmark_prints_one_row_where_one_is_asked_for():
+    status, out, err = bench("--quick", "--only", "drawing")
+    assert (status, err) == (0, "")
+    assert [row[0] for row in ROW.findall(out)] == ["drawing 65,535 numbers (randint), ms"]
+
+
+@on_linux
+@pytest.mark.parametrize("python", ["/bin/false", "/no/such/python"])
+def test_the_benchmark_tells_in_a_line_what_is_wrong(python):
+    status, out, err = bench("--quick", "--only", "start", "--python", python)
+    assert status == 1
+    assert re.match(r"bench: .*\n\Z", err)
+
+
+@on_linux
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_interrupted_benchmark_leaves_nothing_behind(number):
+    child = subprocess.Popen([sys.executable, RUN, "--only", "roundtrips"], universal_newlines=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    children = []
+    try:
+        while len(children) < 2:  # a server and its load
+            time.sleep(0.02)
+            with open("/proc/%d/task/%d/children" % (child.pid, child.pid)) as file:
+                children = file.read().split()
+        child.send_signal(number)
+        out, err = child.communicate(timeout=TEST_SECONDS / 2)
+    finally:
+        child.terminate()
+        child.wait()
+    assert (child.returncode, err) == (1, "bench: interrupted\n")
+    assert not any(os.path.exists("/proc/" + each) for each in children)
+
+
+# ---- what is counted
+
+
+class CountedSocket:
+    """A socket that counts the system calls of a stream on it."""
+
+    def __init__(self, real):
+        self.calls = []
+        self._real = real
+
+    def recv(self, size):
+        self.calls.append("recv")
+        return self._real.recv(size)
+
+    def send(self, data):
+        self.calls.append("send")
+        return self._real.send(data)
+
+    def __getattr__(self, name):
+        return getattr(self._real, name)
+
+
+@pytest.fixture
+def server(loop):
+    server = Server(loop, MemoryStore(loop, lambda client_id: None, FOR_EVER), session_timeout=FOR_EVER)
+    server.address = server.listen(*ANY_PORT)[0]
+    yield server
+    server.close()
+
+
+def client_id(number):
+    return b"%08x-0000-4000-8000-000000000000" % number
+
+
+def connect(server):
+    """A plain socket, connected to the server, which has not accepted it yet."""
+    peer = socket.create_connection(server.address, TEST_SECONDS / 3)
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return peer
+
+
+def ask(loop, peer, request, size):
+    """`size` bytes of answer to a request."""
+    peer.sendall(request)
+    return read_from(loop, peer, size)
+
+
+@pytest.fixture
+def counted(loop, server, sockets, monkeypatch):
+    """(peer, calls): a connection with an open sequence, and the server's system calls for it from now on."""
+    peer = connect(server)
+    sockets.append(peer)
+    opening = protocol.encode(protocol.INIT, client_id(0), b"65535", b"5")
+    assert ask(loop, peer, opening, 4) == protocol.ACK_MESSAGE
+    session, = server.sessions
+    session.stream._socket = CountedSocket(session.stream._socket)
+    calls = session.stream._socket.calls
+    for name in "register", "modify", "unregister":
+        monkeypatch.setattr(loop.selector, name, lambda *_, name=name: calls.append(name))
+    return peer, calls
+
+
+def read_messages(loop, peer, count):
+    """So many messages, and no more."""
+    data = b""
+    while data.count(b";") < count:
+        data += read_from(loop, peer, 1)
+    assert data.count(b";") == count
+    return data
+
+
+def test_a_request_costs_a_recv_and_a_send_and_no_change_of_interest(loop, counted):
+    peer, calls = counted
+    for index in range(100):
+        peer.sendall(b"RECV,%d;" % index)
+        read_messages(loop, peer, 1)
+    assert calls == ["recv", "send"] * 100
+
+
+def test_a_window_of_requests_costs_a_recv_and_a_send(loop, counted):
+    peer, calls = counted
+    for first in range(0, 10 * WINDOW, WINDOW):
+        peer.sendall(protocol.encode_receives(first, first + WINDOW))
+        read_messages(loop, peer, WINDOW)
+    assert calls == ["recv", "send"] * 10
+
+
+def test_a_wrong_index_costs_no_more(loop, counted):
+    peer, calls = counted
+    peer.sendall(b"RECV,65535;RECV,0;")
+    read_messages(loop, peer, 2)
+    assert calls == ["recv", "send"]
+
+
+@pytest.fixture
+def traced():
+    """A function: the bytes that Python objects take now."""
+    tracemalloc.start()
+    yield lambda: tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+
+
+def open_group(loop, server, sockets, group):
+    """Connections in the backlog, which so far hold memory of the kernel alone."""
+    peers = [connect(server) for _ in range(CONNECTIONS)]
+    sockets.extend(peers)
+    return [(peer, client_id(group * CONNECTIONS + number)) for number, peer in enumerate(peers)]
+
+
+def greet(loop, peers):
+    """All get their ACK."""
+    for peer, each in peers:
+        peer.sendall(protocol.encode(protocol.INIT, each, b"5", b"5"))
+    for peer, _ in peers:
+        assert read_from(loop, peer, 4) == protocol.ACK_MESSAGE
+
+
+def test_an_idle_connection_holds_little(loop, server, sockets, traced):
+    greet(loop, open_group(loop, server, sockets, 0))
+    peers = open_group(loop, server, sockets, 1)
+    before = traced()
+    greet(loop, peers)
+    assert 0 < (traced() - before) / CONNECTIONS <= IDLE_MOST
+
+
+def test_a_retained_client_holds_little(loop, server, sockets, traced):
+    def leave(group):
+        peers = open_group(loop, server, sockets, group)
+        greet(loop, peers)
+        for peer, _ in peers:
+            peer.sendall(protocol.FIN_MESSAGE)
+        for peer, _ in peers:
+            assert len(read_to_end(loop, peer)) == len("FAC,;") + protocol.CHECKSUM_DIGITS
+            peer.close()
+        turn_until(loop, lambda: not server.sessions)
+        sockets.clear()
+
+    leave(0)
+    before = traced()
+    for group in range(1, 1 + GROUPS):
+        leave(group)
+    assert len(server.store) == CONNECTIONS * (1 + GROUPS)
+    assert 0 < (traced() - before) / (CONNECTIONS * GROUPS) <= RETAINED_MOST
