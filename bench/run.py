@@ -54,10 +54,36 @@ MEGABYTES = Unit("MB", 1e6, "%.3g")
 Figure = collections.namedtuple("Figure", ["name", "label", "unit", "pairs", "ours", "ceiling"])
 
 
+class Interruption:
+    """Ctrl-C and its kin as one KeyboardInterrupt, but never while a process starts: nobody knew yet whom to end."""
+
+    def __init__(self):
+        self.held = self.came = False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._come)
+
+    def _come(self, number, frame):
+        again, self.came = self.came, True
+        if not (again or self.held):
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def hold(self):
+        """Puts it off."""
+        self.held = True
+        try:
+            yield
+        finally:
+            self.held = False
+        if self.came:
+            raise KeyboardInterrupt
+
+
 class Bench:
     """How to run what is measured: with which interpreter, on which processors, how long."""
 
     def __init__(self, python, quick):
+        self.interruption = Interruption()
         self.python = python
         self.quick = quick
         self.end = time.monotonic() + SECONDS_MOST
@@ -74,18 +100,17 @@ class Bench:
         `complaints` is where its standard error goes, as Popen has it.
         """
         # In a session of its own it gets no Ctrl-C from the terminal: its end is ours to bring about.
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints,
-                                   bufsize=0, start_new_session=True)
+        process = None
         try:
+            with self.interruption.hold():
+                process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints,
+                                           bufsize=0, start_new_session=True)
             with contextlib.suppress(OSError):  # where that is not allowed
                 os.sched_setaffinity(process.pid, {self.processors[processor]})
             yield process
         finally:
-            process.kill()
-            process.wait()
-            for pipe in process.stdin, process.stdout, process.stderr:
-                if pipe is not None:
-                    pipe.close()
+            if process is not None:
+                end(process)
 
     def left(self, seconds):
         """That many seconds, or what is left of the whole run."""
@@ -143,6 +168,15 @@ class Bench:
 
     def drawing(self, way):
         return self.output(self.command(DRAWING, way))
+
+
+def end(process):
+    """Kills a process and gives back what it took."""
+    process.kill()
+    process.wait()
+    for pipe in process.stdin, process.stdout, process.stderr:
+        if pipe is not None:
+            pipe.close()
 
 
 # ---- the figures
@@ -231,8 +265,6 @@ def main():
     parser.add_argument("--python", default=sys.executable, metavar="PROGRAM",
                         help="the interpreter that is measured (this one)")
     arguments = parser.parse_args()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # whichever comes, nothing stays behind
-        signal.signal(number, signal.default_int_handler)
     try:
         print_table(Bench(arguments.python, arguments.quick), arguments.only or names)
     except KeyboardInterrupt:

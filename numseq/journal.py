@@ -141,7 +141,9 @@ def replace(path, data):
     if os.path.exists(path) and not os.path.isfile(path):  # or root would lose /dev/null
         raise OSError(errno.EINVAL, "not a regular file")
     beside = "%s.%d" % (path, os.getpid())
-    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
+    if os.path.lexists(beside):  # a process of this number was killed here; it may also be another's link
+        os.unlink(beside)
+    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
     try:
         write_whole(file, data)
         os.replace(beside, path)

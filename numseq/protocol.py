@@ -73,7 +73,7 @@ def find_end(data, start, longest, searched=0):
     `searched` is up to where there is known to be none, so that a long message that comes in small pieces is
     not searched from its beginning each time. Raises ProtocolError for one that will be longer than `longest`.
     """
-    end = data.find(b";", searched or start, start + longest)
+    end = data.find(b";", searched if searched > start else start, start + longest)
     if end < 0 and len(data) - start >= longest:
         raise ProtocolError(TOO_LONG)
     return end

@@ -5,6 +5,7 @@ import os
 from . import digits
 
 SEED_BYTES = 16  # of an unpredictable seed: as much as an id has, so that neither is easier to guess
+SEEDS_POOLED = 256  # seeds of one call of the system
 DRAW_WORDS = 1024  # generator words drawn at once: 8 times as many are no faster, and cost more memory
 
 # randint(0, 100) takes the top 7 bits of a generator's word, and the next word where they are over 100. So the top
@@ -15,9 +16,15 @@ _OVER = bytes(range(202, 256))
 _PLACE = digits.place(b", ")  # of a number in the text of a list
 
 
-def unpredictable_seed():
-    """A seed (bytes) that nobody can guess."""
-    return os.urandom(SEED_BYTES)
+def _seeds():
+    while True:
+        pool = os.urandom(SEED_BYTES * SEEDS_POOLED)
+        for first in range(0, len(pool), SEED_BYTES):
+            yield pool[first:first + SEED_BYTES]
+
+
+# unpredictable_seed() is a seed (bytes) that nobody can guess.
+unpredictable_seed = _seeds().__next__
 
 
 def draw(seed, n):

@@ -64,7 +64,7 @@ class Session:
 
     def _answer_each(self, stream, replies):
         """Answers message by message into replies; returns what `received` does. Raises ProtocolError."""
-        data = stream.input
+        data = bytes(stream.input)
         position = size = 0
         try:
             while position < len(data):
@@ -75,7 +75,7 @@ class Session:
                     if stream.ended:
                         raise protocol.ProtocolError(protocol.UNFINISHED)
                     return None
-                kind, argument = protocol.parse_request(bytes(data[position:end]))
+                kind, argument = protocol.parse_request(data[position:end])
                 answers = ANSWERS[self.record is not None]
                 if kind not in answers:
                     raise protocol.ProtocolError(answers[None])
