@@ -282,7 +282,7 @@ def printable(data):
 def split_numbers(data, batch, most):
     """(numbers, bytes taken) of the NUMs of full batches that data begins with, at most `most`; or None.
 
-    The fast path of a client, as `Frames.answer` is of a server: it may be taken whenever NUMs of full batches are
+    The fast path of a client, as `answer_receives` is of a server: it may be taken whenever NUMs of full batches are
     what is expected, because anything else makes it None, and then goes message by message.
     """
     end = data.rfind(b";")

@@ -9,6 +9,7 @@ the process, are killed, and go on from their state files. Prints figures; the e
 """
 
 import argparse
+import collections
 import os
 import random
 import subprocess
@@ -32,7 +33,7 @@ from numseq.store import MemoryStore
 SECONDS = 60.0
 CLIENTS = 64  # fetches at a time
 PROCESSES = 3  # client programs at a time: each start takes a processor for a tenth of a second
-RETENTION = 4.0  # seconds, so that the end can be waited for; a client that was cut off is back in two
+RETENTION = 8.0  # seconds, so that the end can be waited for; who is unlucky five times in a row is back in six
 TIMEOUT = 0.5  # seconds of silence that a client waits, so that one whose server vanished is back before that
 RETRIES = 20  # without progress
 FAULTY = 0.6  # the part of the connections that something is done to
@@ -41,10 +42,16 @@ KILL_WITHIN = 0.4  # seconds from a start, in which a client program is killed
 RUNS_MOST = 8  # of a client program for a sequence; the last one is not killed
 FINISH_SECONDS = 15.0  # in which what has begun comes to its end, once the time is up
 SETTLE_SECONDS = RETENTION + 2.0  # in which all is forgotten
+ENDS_SECONDS = 2 * (FINISH_SECONDS + SETTLE_SECONDS) + 10.0  # all that it takes beside the time asked for, at most
 LOOK = 0.02  # seconds between two looks at the processes
 KEPT_MOST = 8 * 1024  # KiB that the server's process may keep: the places of batches (1.8 MB), and gaps between objects
 NUMBERS = (0, 1, 7, 100, 500, 2000, 10000, 65535)
 BATCHES = (1, 5, 5, 5, 64, 1000, 65535)
+WINDOWS = (1, 8, 1024)
+TRIPS_MOST = 250  # round trips of a sequence: what a few slow connections can do
+WARM_UP = 2.0  # seconds before the first look at the server, or a third of the time
+
+Left = collections.namedtuple("Left", ["memory", "files", "sessions", "records", "timers", "links"])
 
 
 class Counts:
@@ -68,7 +75,7 @@ class Soak:
         self.fetches = set()
         self.programs = set()
         self.calm = False  # once the time is up: nothing begins, and nothing breaks
-        self.process = ServerProgram("--retention", RETENTION, "-q")
+        self.process = ServerProgram("--retention", RETENTION, "-q", seconds=seconds + ENDS_SECONDS)
         self.store = MemoryStore(self.loop, lambda client_id: None, RETENTION)
         self.server = Server(self.loop, self.store, test_mode=True)
         ports = self.process.port, self.server.listen(HOST, 0)[0][1]
@@ -97,9 +104,10 @@ class Soak:
     def begin_fetch(self):
         draw = self.draw
         begun = Journal(new_id(), draw.choice(NUMBERS), draw.choice(BATCHES))
+        windows = [window for window in WINDOWS if begun.total() <= window * TRIPS_MOST]
         self.counts.fetches += 1
         self.fetches.add(Fetch(self.loop, HOST, draw.choice(self.proxies).port, begun, self.fetched,
-                               window=draw.choice([1, 8, 1024]), timeout=TIMEOUT, retry=RETRIES))
+                               window=draw.choice(windows), timeout=TIMEOUT, retry=RETRIES))
 
     def fetched(self, fetch, error):
         """The client has verified it, or says what is wrong."""
@@ -131,10 +139,171 @@ class Soak:
             self.loop.call_later(LOOK, self.look)
 
     def run(self):
-        """Warms up, soaks, lets everything end, and checks what is left."""
-        self.run_for(min(2.0, self._seconds / 3))
+        """Warms up, soaks, lets everything end; returns what was Left before and after the soak."""
+        warm_up = min(WARM_UP, self._seconds / 3)
+        self.run_for(warm_up)
         before = self.settled()
-        self.run_for(self._seconds - min(2.0, self._seconds / 3))
-        after = self.settled()
-        self.check(before, after)
-        return before, after
+        self.run_for(self._seconds - warm_up)
+        return before, self.settled()
+
+    def run_for(self, seconds):
+        """Clients come and go so long, and then those that are there come to their end."""
+        self.calm = False
+        for _ in range(self._clients):
+            self.begin_fetch()
+        for _ in range(PROCESSES):
+            self.begin_program()
+        timers = [self.loop.call_later(seconds, self.calm_down),
+                  self.loop.call_later(seconds + FINISH_SECONDS, self.give_up)]
+        self.look()
+        self.loop.run()
+        for timer in timers:
+            self.loop.cancel(timer)
+
+    def calm_down(self):
+        self.calm = True
+
+    def give_up(self):
+        """Whatever has not come to its end by now will not."""
+        self.counts.failures.append("%d fetches and %d programs do not end" % (len(self.fetches), len(self.programs)))
+        self.loop.stop()
+
+    def settled(self):
+        """What is Left once the servers have had the time to forget."""
+        self.loop.call_later(SETTLE_SECONDS, self.loop.stop)
+        self.loop.run()
+        process = "/proc/%d/" % self.process.process.pid
+        with open(process + "status") as status:
+            memory = next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
+        return Left(memory, len(os.listdir(process + "fd")), len(self.server.sessions), len(self.store),
+                    self.loop.timers(), sum(len(proxy.links) for proxy in self.proxies))
+
+    def close(self):
+        """Ends everything; the process has to end well, without a word of complaint."""
+        for fetch in list(self.fetches):
+            fetch.cancel()
+        for program in list(self.programs):
+            program.close()
+        for proxy in self.proxies:
+            proxy.close()
+        self.server.close()
+        self.loop.close()
+        ended = self.process.stop()
+        self.process.close()
+        if (ended.status, ended.err) != (0, ""):
+            self.counts.failures.append("the server ended with %s: %s" % (ended.status, ended.err))
+
+
+class ClientProgram:
+    """A client program that is killed and goes on from its state, until its sequence is verified."""
+
+    def __init__(self, soak, state):
+        self.soak = soak
+        self.runs = 0
+        self._state = state
+        self._n, self._batch = soak.draw.choice(NUMBERS), soak.draw.choice(BATCHES)
+        self._run()
+
+    def _run(self):
+        """NEW where there is no state yet, CONTINUE where there is."""
+        soak = self.soak
+        self.runs += 1
+        soak.counts.program_runs += 1
+        port = soak.proxies[0].port
+        if os.path.exists(self._state):
+            command = ["CONTINUE", port]
+        else:
+            command = ["NEW", self._n, port, "--batch_size", self._batch]
+        command += ["-q", "--state", self._state, "--timeout", TIMEOUT, "--retry", RETRIES]
+        self._error = tempfile.TemporaryFile()
+        self.process = subprocess.Popen([sys.executable] + [str(each) for each in script("client") + tuple(command)],
+                                        cwd=soak.folder, env=environment(), stdin=subprocess.DEVNULL,
+                                        stdout=subprocess.DEVNULL, stderr=self._error)
+        killed = self.runs < RUNS_MOST and soak.draw.random() < KILLED
+        self._kill_at = soak.loop.now + soak.draw.uniform(0, KILL_WITHIN) if killed else None
+
+    def look(self):
+        """Kills it when it is time; when it has ended, sees what became of it."""
+        soak, status = self.soak, self.process.poll()
+        if status is None:
+            if self._kill_at is not None and soak.loop.now >= self._kill_at:
+                self._kill_at = None
+                soak.counts.kills += 1
+                self.process.kill()
+            return
+        self._error.seek(0)
+        complaint = self._error.read().decode("ascii", "replace").strip()
+        self._error.close()
+        if status < 0 and not complaint:
+            self._run()
+            return
+        soak.programs.remove(self)
+        if status:
+            soak.counts.failures.append("a client program ended with %d: %s" % (status, complaint))
+        else:
+            soak.counts.programs_verified += 1
+        if not soak.calm:
+            soak.begin_program()
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        self._error.close()
+
+
+def failures(soak, before, after):
+    """What did not hold (texts)."""
+    counts = soak.counts
+    wrong = list(counts.failures)
+    for holds, what in (
+        (counts.verified == counts.fetches, "not every fetch was verified"),
+        (counts.programs_verified == counts.programs, "not every client program's sequence was verified"),
+        (counts.drops and counts.kills, "nothing was dropped, or nobody killed: that proves nothing"),
+        (after.memory <= before.memory + KEPT_MOST, "the server keeps memory"),
+        (after.files == before.files, "the server keeps files open"),
+        (after[2:] == (0, 0, 0, 0), "sessions, records, timers or links are left"),
+    ):
+        if not holds:
+            wrong.append(what)
+    return wrong
+
+
+def figures(soak, before, after):
+    """What it did, as lines."""
+    counts = soak.counts
+    links = sum(proxy.connections for proxy in soak.proxies), sum(proxy.broken for proxy in soak.proxies)
+    return [
+        "connections through the proxies    %d, of which %d were cut or vanished" % links,
+        "fetches verified                   %d of %d: %d numbers, %d drops survived" % (
+            counts.verified, counts.fetches, counts.numbers, counts.drops),
+        "client programs verified           %d of %d: %d runs, %d killed" % (
+            counts.programs_verified, counts.programs, counts.program_runs, counts.kills),
+        "server's memory, KiB               %d before, %d after" % (before.memory, after.memory),
+        "server's open files                %d before, %d after" % (before.files, after.files),
+        "left: sessions, records, timers    %d, %d, %d" % (after.sessions, after.records, after.timers),
+    ]
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Many clients over connections that break; nothing may be lost or left behind.")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="how long clients come and go (%(default)s)")
+    parser.add_argument("--clients", type=int, default=CLIENTS, help="fetches at a time (%(default)s)")
+    parser.add_argument("--seed", type=int, default=None, help="of the faults (a new one, which is printed)")
+    settings = parser.parse_args()
+    seed = random.randrange(2 ** 32) if settings.seed is None else settings.seed
+    print("seed                               %d" % seed, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        soak = Soak(settings.seconds, seed, settings.clients, folder)
+        try:
+            before, after = soak.run()
+        finally:
+            soak.close()
+    print("\n".join(figures(soak, before, after)))
+    wrong = failures(soak, before, after)
+    for each in wrong:
+        print("FAILED: " + each, file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
