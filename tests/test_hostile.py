@@ -8,10 +8,15 @@ import os
 import random
 import resource
 import socket
+import sys
 import threading
 import time
 
 import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if ROOT not in sys.path:  # run as a file
+    sys.path.insert(0, ROOT)
 
 from conftest import fill
 from programs import CLIENT_ID, HOST, ServerProgram
