@@ -22,7 +22,7 @@ import sys
 
 from . import console, digits, journal, protocol, sequence
 from .errors import ChecksumMismatch, ConnectionLost, FetchError, ProtocolBroken, Refused, UsageError
-from .loop import Loop
+from .loop import PORT_MOST, Loop
 
 HOST = "127.0.0.1"
 BATCH = 5  # numbers in a batch
@@ -32,7 +32,6 @@ WINDOW = 1024  # requests in flight when nobody reads along: as many as the serv
 WINDOW_MOST = protocol.N_MOST  # there are no more batches
 PAUSE_FIRST = 0.05  # seconds before the first new try, doubled for each that follows without progress
 PAUSE_MOST = 5.0  # seconds
-PORT_MOST = 0xFFFF
 PROGRESS_PAUSE = 0.1  # seconds between two looks at the progress
 
 # Exit statuses beside those of the errors.
