@@ -17,6 +17,7 @@ A handler, the owner of a stream, has three methods:
 import errno
 import heapq
 import os
+import select
 import selectors
 import signal
 import socket
@@ -31,6 +32,7 @@ HOLD = 2
 READ_SIZE = 64 * 1024  # bytes of one recv, one a turn: what a connection may ask of us before the others' turn;
 # as much as a shared malloc arena gives without asking the system (256 KiB cost ten times as long)
 WRITE_SIZE = 256 * 1024  # bytes of one send, one a turn, for the same reason; about what a loopback socket takes
+SETTLE_AFTER = 64  # streams that wait for their turn's send: more of them hold more memory, fewer wake a peer more often
 OUTPUT_HIGH = 256 * 1024  # unsent bytes over which a stream is not read: its peer asks, but does not listen
 OUTPUT_LOW = 4  # it is read again once its unsent bytes are under this part of that
 INPUT_LIMIT = 1024 * 1024  # bytes a handler may leave in `input`; more is a fault of the handler's
@@ -62,6 +64,9 @@ class Loop:
         self._order = 0  # breaks ties of `when`, so that equal deadlines run in order
         self._cancelled = 0  # how many of the heap's entries are cancelled
         self._again = {}  # streams to take up next turn without new input, in order
+        self.unsettled = []  # streams with something to send, or that may want another interest now
+        self._watching = {}  # from file to what is watched
+        self._wait, self._stop_waiting = waiter(self.selector, self._watching)
         self._signals = None
         self._running = False
         self.read_size = READ_SIZE
@@ -149,7 +154,7 @@ class Loop:
     def run(self):
         """Turns until `stop`, or until there is nothing left that could ever happen."""
         self._running = True
-        while self._running and (self._first_timer() or self._again or self.selector.get_map()):
+        while self._running and (self._first_timer() or self._again or self.unsettled or self._watching):
             self.turn()
 
     def stop(self):
@@ -159,16 +164,16 @@ class Loop:
     def turn(self):
         """One iteration."""
         # 1. How long to wait: not at all if a stream has whole messages in its buffer, which select cannot
-        #    see, else until the first timer. The selectors round up, so that no wait is a busy one.
+        #    see, or something to send, else until the first timer. The wait rounds up, so that none is a busy one.
         first = self._first_timer()
-        if self._again:
+        if self._again or self.unsettled:
             timeout = 0
         elif first is not None:
             timeout = min(max(first[0] - self._clock(), 0), WAIT_LIMIT)
         else:
             timeout = WAIT_LIMIT
         # 2. Wait.
-        events = self.selector.select(timeout)
+        events = self._wait(timeout)
         # 3. Read the clock, once a turn.
         self.now = self._clock()
         self.turns += 1
@@ -177,17 +182,23 @@ class Loop:
             again, self._again = self._again, {}
             for stream in again:
                 self.guard(stream, stream.take_up)
+                if len(self.unsettled) >= SETTLE_AFTER:
+                    self._settle()
         # 5. Handle the events. A callback may have closed another's connection, and its number may already
         #    be a new one's: the object that was registered says what it still wants, if anything.
-        for key, mask in events:
-            watched = key.data
+        for watched, mask in events:
             mask &= watched.interest
             if mask:
                 try:
                     watched.on_events(mask)
                 except Exception as error:
                     self._failed(watched, error)
-        # 6. Run the timers that are due, and not those that are set meanwhile.
+                if len(self.unsettled) >= SETTLE_AFTER:
+                    self._settle()
+        # 6. Send what came of it, and watch for what is wanted now. A peer that sleeps is woken by the first of
+        #    the turn's answers and finds the others when it looks: 0.9 us of a round trip's 10 with 32 of them.
+        self._settle()
+        # 7. Run the timers that are due, and not those that are set meanwhile.
         timers = self._timers
         due = []
         while timers and timers[0][0] <= self.now and len(due) < TIMERS_PER_TURN:
@@ -206,6 +217,15 @@ class Loop:
         """Has stream.take_up() called next turn, which then comes at once."""
         self._again[stream] = None
 
+    def _settle(self):
+        """Settles the streams that ask for it; those that ask meanwhile have their turn in the next."""
+        streams, self.unsettled = self.unsettled, []
+        for stream in streams:
+            try:
+                stream.settle()
+            except Exception as error:
+                self._failed(stream, error)
+
     def watch(self, watched, interest):
         """Makes `interest` what the selector watches of `watched`; nothing at all is unregistered.
 
@@ -215,11 +235,11 @@ class Loop:
             if self.file_limit is not None and interest and watched.fileno() >= self.file_limit:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             if not interest:
-                self.selector.unregister(watched)
+                del self._watching[self.selector.unregister(watched).fd]
             elif watched.interest:
                 self.selector.modify(watched, interest, watched)
             else:
-                self.selector.register(watched, interest, watched)
+                self._watching[self.selector.register(watched, interest, watched).fd] = watched
             watched.interest = interest
 
     def report(self, error):
@@ -231,6 +251,7 @@ class Loop:
         if self._signals is not None:
             self._signals.close()
             self._signals = None
+        self._stop_waiting()
         self.selector.close()
 
     def _first_timer(self):
@@ -305,25 +326,23 @@ class Stream:
         return self.loop.output_high - len(self._output)
 
     def write(self, data):
-        """Sends bytes: now what the kernel takes now, the rest when it can. After close() it does nothing."""
+        """Sends bytes: at the end of this turn what the kernel takes then, the rest when it can.
+
+        All that is written in a turn goes in one send. After close() it does nothing.
+        """
         if self.closing or self._broken is not None or not data:
             return
         if self._output:
-            self._output += data
-            self._update()
+            self._output = grown(self._output, data)
         else:
-            sent = self._send(data)
-            if sent != len(data) and self._broken is None:
-                self._output = bytearray(memoryview(data)[sent:])
-                self._update()
+            self._output = data if type(data) is bytes else bytes(data)  # the caller may go on with a bytearray
+        self.loop.unsettled.append(self)
 
     def resume(self):
         """Ends a HOLD."""
         if self._pending is HOLD:
             self._pending = AGAIN
-            self.loop.take_up(self)
-            if self._socket is not None:
-                self._update()
+            self.loop.unsettled.append(self)
 
     def close(self, expect_more=True):
         """Flushes what is owed and closes, so that it reaches the peer.
@@ -342,8 +361,7 @@ class Stream:
         self.closing = True
         self.input = b""
         self._pending = None
-        self._deadline = self.loop.call_later(LINGER_SECONDS, self.abort)
-        self._wind_down()
+        self.loop.unsettled.append(self)
 
     def abort(self, error=None):
         """Closes at once, with a reset."""
@@ -357,10 +375,10 @@ class Stream:
     # ---- what the loop does
 
     def on_events(self, mask):
-        """One send and one recv at the most, and what came is handed on."""
+        """One recv at the most, and what came is handed on; where the kernel has room again, one send."""
         if mask & WRITE:
             self._flush()
-            mask &= self.interest
+            self.loop.unsettled.append(self)
         if self._pending or not mask & READ:
             return  # what the handler left comes first
         try:
@@ -373,28 +391,30 @@ class Stream:
         if not data or self.closing:
             self._end_or_discard(data)
             return
-        if not self.input:
-            self.input = data
-        else:
-            if type(self.input) is bytes:
-                self.input = bytearray(self.input)  # grows in place: many small reads stay linear
-            self.input += data
+        self.input = grown(self.input, data) if self.input else data
         self._pending = self.handler.received(self)
         if self._pending or self.input:
-            self._settle()
+            self.loop.unsettled.append(self)
 
     def take_up(self):
         """Gives the handler another go at what it left, once enough of the output is gone."""
-        if self.ended and self._broken is not None and self._socket is not None:
-            self._close(self._broken)
-        elif self._pending is AGAIN and self._listens():
+        if self._pending is AGAIN and self._listens():
             self._pending = self.handler.received(self)
-            self._settle()
+        self.loop.unsettled.append(self)
 
-    def _settle(self):
-        """After the handler left something: sees to it that it is called again when it asked for."""
+    def settle(self):
+        """The end of a turn: one send at the most, and what is watched for becomes what is wanted now."""
+        if self._output and not self.interest & WRITE:
+            self._flush()
+            if not (self._output or self._pending or self.input or self.ended or self.closing):
+                return  # as nearly always: all is sent and nothing is left, so what is wanted is what was
+        if self._socket is None:
+            return
         if self.closing:
-            self._pending = None
+            self._wind_down()
+            return
+        if self.ended and self._broken is not None:
+            self._close(self._broken)
             return
         if self._pending is AGAIN:
             if self._listens():
@@ -405,51 +425,45 @@ class Stream:
 
     def _end_or_discard(self, data):
         self.ended = not data
-        if self.closing:
-            self._discarded += len(data)
-            if self._discarded > LINGER_BYTES:
-                self.abort()
-            elif self.ended:
-                self._wind_down()
-        elif self._broken is not None:
-            self._close(self._broken)
-        else:
-            self._pending = self.handler.received(self)
-            self._settle()
-
-    def _send(self, data):
-        """How many bytes the kernel took, once."""
-        try:
-            return self._socket.send(data)
-        except (BlockingIOError, InterruptedError):
-            return 0
-        except OSError as error:
-            self._broken = error  # what the peer said before may still be there to read
-            self._output = b""
-            self._update()
-            if self.ended:  # there is no more to read, so nothing else will tell
-                self.loop.take_up(self)
-            return 0
+        if not self.closing:
+            if self._broken is None:
+                self._pending = self.handler.received(self)
+            self.loop.unsettled.append(self)
+            return
+        self._discarded += len(data)
+        if self._discarded > LINGER_BYTES:
+            self.abort()
+        elif self.ended:
+            self.loop.unsettled.append(self)
 
     def _flush(self):
-        with memoryview(self._output) as view, view[:WRITE_SIZE] as head:
-            sent = self._send(head)
-        if self._broken is None:
-            del self._output[:sent]
-        if not self._output:
-            self._output = b""
-        if self.closing:
-            self._wind_down()
+        """One send of what there is."""
+        output = self._output
+        try:
+            if len(output) <= WRITE_SIZE:
+                sent = self._socket.send(output)
+            else:
+                with memoryview(output) as view, view[:WRITE_SIZE] as head:
+                    sent = self._socket.send(head)
+        except (BlockingIOError, InterruptedError):
             return
-        self._update()
-        if self._pending is AGAIN and self._listens():
-            self.loop.take_up(self)
+        except OSError as error:
+            self._broken = error  # what the peer said before may still be there to read
+            sent = len(output)
+        if sent == len(output):
+            self._output = b""
+        else:
+            if type(output) is bytes:
+                self._output = output = bytearray(output)
+            del output[:sent]
 
     def _wind_down(self):
         """One step from close() to the socket's end: when some output has gone, and when the peer has ended."""
         if self._broken is not None or (self.ended and not self._output):
             self._close(self._broken)
             return
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(LINGER_SECONDS, self.abort)
         if not self._output:
             try:
                 self._socket.shutdown(socket.SHUT_WR)
@@ -468,6 +482,14 @@ class Stream:
         self.loop.cancel(self._deadline)
         handler, self.handler = self.handler, None
         handler.closed(self, error)
+
+
+def grown(data, more):
+    """data (bytes or bytearray) with more behind it: grows in place, so that many small pieces stay linear."""
+    if type(data) is bytes:
+        data = bytearray(data)
+    data += more
+    return data
 
 
 class Listener:
@@ -652,6 +674,24 @@ class Signals:
         self.loop.watch(self, 0)
         self._socket.close()
         self._writer.close()
+
+
+def waiter(selector, watching):
+    """(wait, close) of a selector, where watching is a dict from the number of each of its files to what is watched.
+
+    wait(timeout), in seconds, returns [(watched, mask)] of what is ready by then, and close() gives back what it took.
+    """
+    if type(selector) is not getattr(selectors, "EpollSelector", None):
+        return lambda timeout: [(key.data, mask) for key, mask in selector.select(timeout)], lambda: None
+    # The fast path: this waits on the selector's own epoll. Its select() goes the same way with a call and some
+    # objects for each event, 0.2 to 0.3 us of a round trip's 10.
+    epoll = select.epoll.fromfd(os.dup(selector.fileno()))
+    poll = epoll.poll
+    return lambda timeout: [(watching[number], MASKS[events]) for number, events in poll(timeout)], epoll.close
+
+
+# What the selectors make of epoll's EPOLLIN (1), EPOLLOUT (4), EPOLLERR (8) and EPOLLHUP (16).
+MASKS = bytes((READ if events & ~4 else 0) | (WRITE if events & ~1 else 0) for events in range(32))
 
 
 def resolve(host, port, flags=0):

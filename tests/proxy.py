@@ -189,6 +189,7 @@ class Lane:
         for end in self.link.ends:
             if end.writes is self.way and end.stream is not None:
                 end.stream.write(data)
+                end.stream.settle()  # now: a reset that follows in this very turn would overtake it
         if data:
             self.follow_plan()
         if not self._waiting and self._ending and not self.link.vanished:

@@ -851,6 +851,7 @@ def test_writability_is_asked_for_without_need(loop, pair):
     """Lesson 4: what the kernel takes at once needs no event."""
     stream, peer = pair
     stream.write(b"hello")
+    loop.turn()
     assert interest(loop, stream) == READ
     assert peer.recv(100) == b"hello"
     assert is_idle(loop)
@@ -863,6 +864,7 @@ def test_writability_is_asked_for_after_the_remainder_has_gone(loop, make_pair):
     data = bytes(range(256)) * 1000
     stream.write(data[:200000])
     stream.write(data[200000:])
+    loop.turn()
     assert interest(loop, stream) & WRITE
     assert is_idle(loop)  # the kernel is full: waiting for it costs nothing
     assert read_from(loop, peer, len(data)) == data
@@ -873,9 +875,57 @@ def test_writability_is_asked_for_after_the_remainder_has_gone(loop, make_pair):
 def test_write_of_nothing_is_a_system_call_or_an_event(loop, pair):
     stream, peer = pair
     stream.write(b"")
-    assert interest(loop, stream) == READ
+    assert loop.unsettled == []
     stream.write(b"x")
+    loop.turn()
+    assert interest(loop, stream) == READ
     assert peer.recv(10) == b"x"
+
+
+class SendSpy:
+    """A socket that remembers what each send was given."""
+
+    def __init__(self, real):
+        self.real = real
+        self.sent = []
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+    def send(self, data):
+        self.sent.append(bytes(data))
+        return self.real.send(data)
+
+
+@lesson(27)
+def test_what_is_written_in_one_turn_goes_in_several_sends(loop, make_pair):
+    """Lesson 27: however it was written, and from where."""
+    handler = Recorder(lambda stream: [stream.write(b"%d" % i) for i in range(5)] and None)
+    stream, peer = make_pair(handler)
+    stream._socket = spy = SendSpy(stream._socket)
+    peer.send(b"?")
+    loop.call_later(0, lambda: stream.write(b"!"))
+    turn_until(loop, lambda: handler.events and not loop.unsettled)
+    assert spy.sent == [b"01234", b"!"]
+    assert peer.recv(10) == b"01234!"
+
+
+def test_answers_of_more_streams_than_are_settled_together_wait_for_the_end_of_the_turn(loop, make_pair):
+    """Or they would take memory by the thousand: a stream's answer goes with those of 63 others at the latest."""
+    waiting = []
+
+    def reply(stream):
+        waiting.append(len(loop.unsettled))
+        stream.write(stream.input)
+        stream.input = b""
+
+    peers = [make_pair(Recorder(reply))[1] for _ in range(3 * reactor.SETTLE_AFTER)]
+    for peer in peers:
+        peer.send(b"?")
+    loop.turn()
+    assert len(waiting) == len(peers)
+    assert max(waiting) == reactor.SETTLE_AFTER - 1
+    assert all(peer.recv(10) == b"?" for peer in peers)
 
 
 def test_written_buffer_may_not_be_changed_afterwards(loop, make_pair):
@@ -1153,6 +1203,7 @@ def test_end_of_input_spins(loop, make_pair):
     assert is_idle(loop)
     assert handler.events == ["received"]
     stream.write(b"late")
+    loop.turn()
     assert peer.recv(10) == b"late"
     stream.close()
     assert handler.closed_times == 1
@@ -1279,6 +1330,7 @@ def test_close_with_nothing_more_expected_waits_for_the_peer(loop, make_pair):
     stream, peer = make_pair(handler)
     stream.write(b"bye")
     stream.close(expect_more=False)
+    loop.turn()
     assert handler.closed_times == 1
     assert peer.recv(10) == b"bye"
     assert peer.recv(10) == b""
@@ -1314,10 +1366,15 @@ def test_reason_that_the_peer_gave_is_lost_when_a_send_fails(loop, make_pair):
     handler = Recorder()
     stream, peer = make_pair(handler)
     stream.write(b"upload")
+    loop.turn()
     peer.send(b"ERR,no;")
     peer.close()
-    for _ in range(3):
+    failed = []
+    for _ in range(3):  # the peer resets at the first, the second fails
         stream.write(b"more")
+        stream.settle()
+        failed.append(stream._broken)
+    assert failed[-1] is not None
     turn_until(loop, lambda: handler.closed_times)
     assert handler.data == b"ERR,no;"
     assert handler.error.errno in (errno.EPIPE, errno.ECONNRESET)
@@ -1466,6 +1523,7 @@ def test_reset_of_a_connection_with_a_full_output_spins(loop, make_pair):
     handler = Recorder()
     stream, peer = make_pair(handler, buffers=SMALL)
     stream.write(b"x" * (loop.output_high * 2))
+    loop.turn()
     assert interest(loop, stream) == WRITE
     reset(peer)
     turn_until(loop, lambda: handler.closed_times)
