@@ -1,17 +1,17 @@
 """Numbers from 0 to 100, one a byte, to and from decimal text: many at once, without an object for each.
 
-In padded text every number has a place as wide as every other's: three bytes for its digits, where a digit that is
+A few go through one of the `formats`. In padded text every number has a place as wide as every other's: three bytes for its digits, where a digit that is
 not there is a zero byte, and those of what separates it from the next. `unpad` turns it into text.
 """
 
 PAD = b"\0"
 DIGITS = 3  # of a number, at most
-BULK = 64  # numbers from which on padded text is quicker than one text a number
+BULK = 24  # numbers from which on padded text is quicker than a format
+MARK = b"\xff"  # no number: among numbers, what is written as a text of the writer's own
 
-_HUNDREDS = bytes(48 + i // 100 if i >= 100 else 0 for i in range(256))
-_TENS = bytes(48 + i // 10 % 10 if i >= 10 else 0 for i in range(256))
-_ONES = bytes(48 + i % 10 for i in range(256))
-_TEXTS = [b"%d" % i for i in range(101)]
+_HUNDREDS = bytes(48 + i // 100 if i >= 100 else 0 for i in range(255))
+_TENS = bytes(48 + i // 10 % 10 if i >= 10 else 0 for i in range(255))
+_ONES = bytes(48 + i % 10 for i in range(255))
 _VALUES = {b"%d" % i: i for i in range(101)}
 
 
@@ -20,14 +20,21 @@ def place(separator):
     return PAD * DIGITS + separator
 
 
-def pad(numbers, row, width):
+def columns(mark):
+    """For `pad`, where the mark's text (bytes, three of them) stands in the stead of each MARK among the numbers."""
+    return [column + mark[i:i + 1] for i, column in enumerate((_HUNDREDS, _TENS, _ONES))]
+
+
+_NO_MARKS = columns(PAD * DIGITS)
+
+
+def pad(numbers, row, width, columns=_NO_MARKS):
     """The numbers (bytes) as padded text (bytearray), put into a row of places, each width bytes wide, repeatedly."""
     size = width * len(numbers)
     padded = bytearray(row * -(-size // len(row)))
     del padded[size:]
-    padded[0::width] = numbers.translate(_HUNDREDS)
-    padded[1::width] = numbers.translate(_TENS)
-    padded[2::width] = numbers.translate(_ONES)
+    for i, column in enumerate(columns):
+        padded[i::width] = numbers.translate(column)
     return padded
 
 
@@ -36,9 +43,9 @@ def unpad(padded):
     return padded.translate(None, PAD)
 
 
-def join(numbers, separator):
-    """The numbers (bytes) as text, with the separator (bytes) in between: what is quickest for a few of them."""
-    return separator.join(map(_TEXTS.__getitem__, numbers))
+def formats(before, separator, after):
+    """For each count of numbers under BULK the format (bytes) that makes a text of a tuple of so many."""
+    return [before + separator.join([b"%d"] * count) + after for count in range(BULK)]
 
 
 def parse(texts):

@@ -4,6 +4,8 @@ It is total: every byte string is a message, the beginning of one, or a Protocol
 Messages are handled as bytes without their terminator, client ids as bytes as they were written.
 """
 
+from operator import itemgetter
+
 from . import digits
 
 NUMBER_MOST = 100  # the numbers are 0 to this
@@ -22,7 +24,7 @@ LONGEST_REPLY = len(b"NUM,") + len(b"100:") * N_MOST
 NUMBER_BYTES = len(b"100:")  # of a number in a NUM, at most
 CHECKSUM_DIGITS = 32  # of an md5
 
-# Places of batches that are remembered, for all sizes of batches together: 110 bytes each, so 1.8 MB at the most.
+# Places of batches that are remembered, for all sizes of batches together: 220 bytes each, so 3.6 MB at the most.
 # It takes all batches of the longest sequence with 4 numbers and more in a batch.
 PLACES_MOST = 16384
 SIZES_MOST = 64  # different sizes of batches among them
@@ -159,20 +161,23 @@ def encode_receives(first, last):
 
 
 _PLACE, _LAST_PLACE = digits.place(b":"), digits.place(b";")  # of a number in a batch
+_HEAD = digits.place(b",")  # of a MARK before a batch, which is written as
+_END = b";"[0]
+_NUM_FORMATS = digits.formats(b"NUM,", b":", b";")
+_NUM_COLUMNS = digits.columns(NUM)
 
 
 def encode_batch(numbers):
     """The NUM of a batch's numbers (bytes, one a number)."""
     if len(numbers) < digits.BULK:
-        return b"NUM,%b;" % digits.join(numbers, b":")
+        return _NUM_FORMATS[len(numbers)] % tuple(numbers)
     return b"NUM,%b;" % digits.unpad(digits.pad(numbers, _PLACE, len(_PLACE)))[:-1]
 
 
 def encode_batches(numbers, batch):
-    """The NUMs of full batches, whose numbers (bytes) follow each other, as one string of bytes."""
-    row = _PLACE * (batch - 1) + _LAST_PLACE
-    text = digits.unpad(digits.pad(numbers, row, len(_PLACE)))
-    return b"NUM," + text[:-1].replace(b";", b";NUM,") + b";"
+    """The NUMs of full batches as one string of bytes. The numbers (bytes) have a MARK before each batch."""
+    row = _HEAD + _PLACE * (batch - 1) + _LAST_PLACE
+    return digits.unpad(digits.pad(numbers, row, len(_PLACE), _NUM_COLUMNS))
 
 
 def answer_receives(data, numbers, batch, most):
@@ -182,27 +187,39 @@ def answer_receives(data, numbers, batch, most):
     taken for whatever comes once a sequence is open, because all but whole RECVs of full batches makes it None,
     and then goes message by message. The numbers (bytes) are those of the whole sequence.
     """
+    if data[:5] != b"RECV,":  # another message begins it: cheaper to see here than by an exception
+        return None
+    index = data[5:-1]
+    if index.isdigit() and data[-1] == _END and len(data) <= LONGEST_REQUEST:  # one alone, as each waits for the last
+        place = int(index) * batch
+        asked = numbers[place:place + batch]
+        return (encode_batch(asked), len(data)) if len(asked) == batch else None
     end = data.rfind(b";")
-    if end < 0 or data[:5] != b"RECV,":  # another message begins it: cheaper to see here than by an exception
+    index = data[5:data.find(b";")]
+    if end < 0 or not index.isdigit() or len(index) > LONGEST_INDEX:
         return None
     messages = bytes(data[:end]).split(b";", most)
     if len(messages) > most:
         end -= len(messages.pop()) + 1
-    places = _places.get(batch) or _new_places(batch)
-    try:
-        asked = [numbers[place:place + batch] for place in map(places.__getitem__, messages)]
-    except ProtocolError:  # one of them is no RECV, or a wrong one
+    index = int(index)
+    last = index + len(messages)
+    if messages[-1] == b"RECV,%d" % (last - 1) and data[:end + 1] == encode_receives(index, last):
+        # One after the other, as from a client that fetches all: nothing needs to be remembered.
+        asked = [numbers[place:place + batch] for place in range(index * batch, last * batch, batch)]
+    else:
+        places = _places.get(batch) or _new_places(batch)
+        try:
+            asked = itemgetter(*itemgetter(*messages, messages[0])(places))(numbers)[:-1]
+        except ProtocolError:  # one of them is no RECV, or a wrong one
+            return None
+    marked = digits.MARK + digits.MARK.join(asked)
+    if len(marked) != len(messages) * (1 + batch):  # a batch that is short, or behind the end
         return None
-    if len(asked) == 1:
-        return (encode_batch(asked[0]), end + 1) if len(asked[0]) == batch else None
-    asked = b"".join(asked)
-    if len(asked) != len(messages) * batch:  # a batch that is short, or behind the end
-        return None
-    return encode_batches(asked, batch), end + 1
+    return encode_batches(marked, batch), end + 1
 
 
 class Places(dict):
-    """From a RECV to where its batch begins among the numbers, for batches of one size."""
+    """From a RECV to the slice of the numbers that it asks for, for batches of one size."""
 
     __slots__ = ("batch",)
 
@@ -213,7 +230,7 @@ class Places(dict):
         kind, index = parse_request(message)
         if kind != RECV:
             raise ProtocolError(TOO_LATE)
-        place = index * self.batch
+        place = slice(index * self.batch, (index + 1) * self.batch)
         if index <= N_MOST and message == b"RECV,%d" % index:  # not 007, of which there are too many
             if sum(map(len, _places.values())) >= PLACES_MOST:
                 for places in _places.values():

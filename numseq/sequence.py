@@ -14,6 +14,7 @@ _HALVES = bytes(i // 2 for i in range(256))
 _OVER = bytes(range(202, 256))
 
 _PLACE = digits.place(b", ")  # of a number in the text of a list
+_LIST_FORMATS = digits.formats(b"[", b", ", b"]")
 
 
 def _seeds():
@@ -62,10 +63,10 @@ def _stream(seed, size):
 def checksum(numbers):
     """The md5 (32 hex digits) of the text of the list of the numbers (bytes): of `[6, 41, 81]` for 6, 41, 81."""
     if len(numbers) < digits.BULK:
-        listed = digits.join(numbers, b", ")
+        listed = _LIST_FORMATS[len(numbers)] % tuple(numbers)
     else:
-        listed = digits.unpad(digits.pad(numbers, _PLACE, len(_PLACE)))[:-2]
-    return _md5(b"[%b]" % listed).hexdigest()
+        listed = b"[%b]" % digits.unpad(digits.pad(numbers, _PLACE, len(_PLACE)))[:-2]
+    return _md5(listed).hexdigest()
 
 
 def _from_hashlib(name):

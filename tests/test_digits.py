@@ -22,10 +22,16 @@ def test_padded_text_is_the_decimal_text_of_each_number_and_a_separator(numbers,
     assert digits.unpad(padded) == b"".join(b"%d%b" % (number, separator) for number in numbers)
 
 
-@pytest.mark.parametrize("separator", [b":", b", "])
-@pytest.mark.parametrize("numbers", [b"", b"\0", b"\x64", ALL], ids=repr)
-def test_joined_text_is_the_decimal_text_of_each_number_with_a_separator_in_between(numbers, separator):
-    assert digits.join(numbers, separator) == separator.join(b"%d" % number for number in numbers)
+def test_a_format_is_the_decimal_text_of_each_number_with_what_stands_between_and_around():
+    for count, each in enumerate(digits.formats(b"<", b", ", b">")):
+        numbers = ALL[-count:] if count else b""
+        assert each % tuple(numbers) == b"<" + b", ".join(b"%d" % number for number in numbers) + b">"
+    assert count == digits.BULK - 1
+
+
+def test_a_mark_among_the_numbers_stands_for_a_text_and_is_taken_for_a_number():
+    numbers, place = b"\xff\x00\x64\xff\x09", digits.place(b";")
+    assert digits.unpad(digits.pad(numbers, place, len(place), digits.columns(b"abc"))) == b"abc;0;100;abc;9;"
 
 
 @pytest.mark.parametrize("separator", [b":", b", "])

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from numseq import protocol
+from numseq import digits, protocol
 from numseq.protocol import ProtocolError
 
 ID = b"123e4567-e89b-12d3-a456-426614174000"
@@ -349,17 +349,21 @@ def plain_answers(data, batches, most):
     return b"".join(answers), position
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 62, 63, 64, 65, 66, 100, 1000])
+AROUND_BULK = [digits.BULK - 1, digits.BULK, digits.BULK + 1]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, *AROUND_BULK, 100, 1000])
 def test_a_batch_is_written_as_the_wire_has_it_however_long_it_is(n):
     for seed in range(5):
         assert protocol.encode_batch(numbers_of(seed, n)) == text_of(numbers_of(seed, n))
 
 
-@pytest.mark.parametrize("batch", [1, 2, 5, 63, 64, 65, 300])
+@pytest.mark.parametrize("batch", [1, 2, 5, *AROUND_BULK, 300])
 @pytest.mark.parametrize("count", [1, 2, 3, 30])
 def test_batches_are_written_as_one_by_one(batch, count):
-    numbers = numbers_of(batch, batch * count)
-    assert protocol.encode_batches(numbers, batch) == b"".join(map(text_of, batches_of(numbers, batch)))
+    batches = batches_of(numbers_of(batch, batch * count), batch)
+    marked = b"".join(digits.MARK + each for each in batches)
+    assert protocol.encode_batches(marked, batch) == b"".join(map(text_of, batches))
 
 
 def test_the_longest_batch_is_the_longest_message():
@@ -379,6 +383,12 @@ def runs_of_requests(generator, count):
     indices = [generator.randrange(count) if count else 0 for _ in range(generator.choice([1, 2, 5, 40]))]
     pieces = [b"RECV,%d;" % index for index in indices]
     yield b"".join(pieces), count > 0
+    first = generator.randint(0, max(count - len(pieces), 0))
+    in_order = [b"RECV,%d;" % index for index in range(first, min(first + len(pieces), count))]
+    yield b"".join(in_order), bool(in_order)
+    shuffled = in_order[1:-1]  # it begins and ends as if it were in order
+    generator.shuffle(shuffled)
+    yield b"".join(in_order[:1] + shuffled + in_order[1:][-1:]), bool(in_order)
     aliases = list(pieces)
     aliases[generator.randrange(len(aliases))] = b"RECV,00%d;" % indices[0]
     yield b"".join(aliases), count > 0
@@ -403,7 +413,7 @@ def test_a_run_of_requests_is_answered_as_one_by_one(kind, seed):
     taken_fast = 0
     for _ in range(40):
         n = generator.choice([0, 1, 2, 10, 64, 300, 300])
-        batch = generator.choice([1, 2, 5, 5, 63, 64, 65, 299, 300, 65535])
+        batch = generator.choice([1, 2, 5, 5, *AROUND_BULK, 299, 300, 65535])
         numbers = numbers_of(generator.random(), n)
         batches = batches_of(numbers, batch)
         for count in {len(batches), n // batch}:  # with the short one at the end, and without
@@ -442,14 +452,32 @@ def remembered():
     return len(all_places), sum(map(len, all_places))
 
 
+def backwards(first, last):
+    """The RECVs of the batches first to last - 1 in an order in which nobody fetches a sequence."""
+    return b"".join(b"RECV,%d;" % index for index in reversed(range(first, last)))
+
+
+def test_client_that_fetches_in_order_makes_the_server_remember_each_of_its_batches():
+    """It asks for each once, so that would be 3 MB for nothing: see PLACES_MOST."""
+    numbers = numbers_of(3, 65535)
+    before = remembered()
+    for first in range(0, 13000, 1000):
+        data = protocol.encode_receives(first, first + 1000)
+        expected = b"".join(map(text_of, batches_of(numbers[first * 5:(first + 1000) * 5], 5)))
+        assert protocol.answer_receives(data, numbers, 5, 1000) == (expected, len(data))
+    for index in range(1000):
+        assert protocol.answer_receives(b"RECV,%d;" % index, numbers, 5, 1000) is not None
+    assert remembered() == before
+
+
 def test_places_of_batches_are_bounded_however_many_are_asked_for():
     numbers = numbers_of(3, 65535)
     seen = 0
     for batch in (1, 2, 3):
         batches = batches_of(numbers, batch)
         for first in range(0, len(batches) - 4000, 4001):
-            data = protocol.encode_receives(first, first + 4000)
-            expected = b"".join(map(text_of, batches[first:first + 4000]))
+            data = backwards(first, first + 4000)
+            expected = b"".join(map(text_of, reversed(batches[first:first + 4000])))
             assert protocol.answer_receives(data, numbers, batch, 4000) == (expected, len(data))
             count = remembered()[1]
             assert count <= protocol.PLACES_MOST
@@ -467,18 +495,18 @@ def test_sizes_of_batches_are_bounded_however_many_there_are():
 
 def test_other_ways_to_write_an_index_are_answered_and_not_remembered():
     numbers = numbers_of(5, 10)
-    protocol.answer_receives(b"RECV,0;RECV,1;", numbers, 5, 2)
+    protocol.answer_receives(b"RECV,1;RECV,0;", numbers, 5, 2)
     before = remembered()
     for zeros in range(1, 45):
-        data = b"RECV,%b1;" % (b"0" * zeros)
-        assert protocol.answer_receives(data, numbers, 5, 2) == (text_of(numbers[5:]), len(data))
+        for others, answers in (b"", b""), (b"RECV,1;RECV,0;", text_of(numbers[5:]) + text_of(numbers[:5])):
+            data = others + b"RECV,%b1;" % (b"0" * zeros)
+            assert protocol.answer_receives(data, numbers, 5, 3) == (answers + text_of(numbers[5:]), len(data))
     assert remembered() == before
 
 
 def test_indices_of_no_batch_are_remembered_within_the_bounds_too():
     for first in range(0, 10 ** 5, 500):
-        for index in range(first, first + 500):
-            assert (protocol.answer_receives(b"RECV,%d;" % index, b"\1", 1, 9) is None) == (index > 0)
+        assert protocol.answer_receives(backwards(first, first + 500), b"\1", 1, 500) is None
     assert remembered()[1] <= protocol.PLACES_MOST
 
 
