@@ -297,7 +297,7 @@ def test_an_unused_store_can_be_closed(store, loop):
     assert loop.timers() == 0
 
 
-def test_a_retained_record_takes_less_than_400_bytes(make_store):
+def test_a_retained_record_takes_less_than_300_bytes(make_store):
     store = make_store()
     count = 12000  # where dicts have just grown: the worst of it
     generator = random.Random(1)
@@ -309,7 +309,7 @@ def test_a_retained_record_takes_less_than_400_bytes(make_store):
         used = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert used / count < 400
+    assert used / count < 300
 
 
 def test_openings_again_and_again_of_one_record_leave_no_trace(store, loop):
