@@ -32,7 +32,8 @@ HOLD = 2
 READ_SIZE = 64 * 1024  # bytes of one recv, one a turn: what a connection may ask of us before the others' turn;
 # as much as a shared malloc arena gives without asking the system (256 KiB cost ten times as long)
 WRITE_SIZE = 256 * 1024  # bytes of one send, one a turn, for the same reason; about what a loopback socket takes
-SETTLE_AFTER = 64  # streams that wait for their turn's send: more of them hold more memory, fewer wake a peer more often
+SETTLE_AFTER = 4  # streams whose sends wait for each other: fewer wake a sleeping peer for each, and of more, what the
+# kernel keeps of the first has left the cache by then (64 cost 4 % of a whole session)
 OUTPUT_HIGH = 256 * 1024  # unsent bytes over which a stream is not read: its peer asks, but does not listen
 OUTPUT_LOW = 4  # it is read again once its unsent bytes are under this part of that
 INPUT_LIMIT = 1024 * 1024  # bytes a handler may leave in `input`; more is a fault of the handler's
@@ -196,7 +197,7 @@ class Loop:
                 if len(self.unsettled) >= SETTLE_AFTER:
                     self._settle()
         # 6. Send what came of it, and watch for what is wanted now. A peer that sleeps is woken by the first of
-        #    the turn's answers and finds the others when it looks: 0.9 us of a round trip's 10 with 32 of them.
+        #    several answers and finds the others when it looks: 0.9 us of a round trip's 10 with 32 connections.
         self._settle()
         # 7. Run the timers that are due, and not those that are set meanwhile.
         timers = self._timers

@@ -911,7 +911,7 @@ def test_what_is_written_in_one_turn_goes_in_several_sends(loop, make_pair):
 
 
 def test_answers_of_more_streams_than_are_settled_together_wait_for_the_end_of_the_turn(loop, make_pair):
-    """Or they would take memory by the thousand: a stream's answer goes with those of 63 others at the latest."""
+    """Or they would take memory by the thousand: a stream's answer goes with those of SETTLE_AFTER at the latest."""
     waiting = []
 
     def reply(stream):
