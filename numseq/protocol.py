@@ -4,8 +4,6 @@ It is total: every byte string is a message, the beginning of one, or a Protocol
 Messages are handled as bytes without their terminator, client ids as bytes as they were written.
 """
 
-from operator import itemgetter
-
 from . import digits
 
 NUMBER_MOST = 100  # the numbers are 0 to this
@@ -23,11 +21,6 @@ LONGEST_REPLY = len(b"NUM,") + len(b"100:") * N_MOST
 
 NUMBER_BYTES = len(b"100:")  # of a number in a NUM, at most
 CHECKSUM_DIGITS = 32  # of an md5
-
-# Places of batches that are remembered, for all sizes of batches together: 220 bytes each, so 3.6 MB at the most.
-# It takes all batches of the longest sequence with 4 numbers and more in a batch.
-PLACES_MOST = 16384
-SIZES_MOST = 64  # different sizes of batches among them
 
 # What ERR says is wrong.
 UNKNOWN_TYPE = "Unknown message type"
@@ -195,58 +188,21 @@ def answer_receives(data, numbers, batch, most):
         asked = numbers[place:place + batch]
         return (encode_batch(asked), len(data)) if len(asked) == batch else None
     end = data.rfind(b";")
-    index = data[5:data.find(b";")]
-    if end < 0 or not index.isdigit() or len(index) > LONGEST_INDEX:
+    if end < 0:
         return None
-    messages = bytes(data[:end]).split(b";", most)
-    if len(messages) > most:
-        end -= len(messages.pop()) + 1
-    index = int(index)
-    last = index + len(messages)
-    if messages[-1] == b"RECV,%d" % (last - 1) and data[:end + 1] == encode_receives(index, last):
-        # One after the other, as from a client that fetches all: nothing needs to be remembered.
-        asked = [numbers[place:place + batch] for place in range(index * batch, last * batch, batch)]
-    else:
-        places = _places.get(batch) or _new_places(batch)
-        try:
-            asked = itemgetter(*itemgetter(*messages, messages[0])(places))(numbers)[:-1]
-        except ProtocolError:  # one of them is no RECV, or a wrong one
-            return None
-    marked = digits.MARK + digits.MARK.join(asked)
-    if len(marked) != len(messages) * (1 + batch):  # a batch that is short, or behind the end
+    indices = bytes(data[5:end]).split(b";RECV,", most)
+    if len(indices) > most:
+        end -= len(b";RECV,") + len(indices.pop())
+    if not b"".join(indices).isdigit() or max(map(len, indices)) > LONGEST_INDEX:
+        return None
+    try:
+        places = [index * batch for index in map(int, indices)]
+    except ValueError:  # one of them is empty
+        return None
+    marked = digits.MARK + digits.MARK.join([numbers[place:place + batch] for place in places])
+    if len(marked) != len(places) * (1 + batch):  # a batch that is short, or behind the end
         return None
     return encode_batches(marked, batch), end + 1
-
-
-class Places(dict):
-    """From a RECV to the slice of the numbers that it asks for, for batches of one size."""
-
-    __slots__ = ("batch",)
-
-    def __init__(self, batch):
-        self.batch = batch
-
-    def __missing__(self, message):
-        kind, index = parse_request(message)
-        if kind != RECV:
-            raise ProtocolError(TOO_LATE)
-        place = slice(index * self.batch, (index + 1) * self.batch)
-        if index <= N_MOST and message == b"RECV,%d" % index:  # not 007, of which there are too many
-            if sum(map(len, _places.values())) >= PLACES_MOST:
-                for places in _places.values():
-                    places.clear()
-            self[message] = place
-        return place
-
-
-_places = {}  # from the size of batches to Places: the same for all sequences
-
-
-def _new_places(batch):
-    if len(_places) >= SIZES_MOST:
-        _places.clear()
-    places = _places[batch] = Places(batch)
-    return places
 
 
 # ---- what clients read
