@@ -16,6 +16,7 @@ ACK, NUM, FAC, ERR = b"ACK", b"NUM", b"FAC", b"ERR"
 
 # The longest messages there are, with their terminators: what is longer is refused before its end is seen.
 LONGEST_REQUEST = len(b"INIT,%b,%d,%d;" % (ID_SHAPE, N_MOST, BATCH_MOST))
+INDEX_DIGITS = len(b"%d" % N_MOST)  # of an index, as nearly everybody writes it
 LONGEST_INDEX = LONGEST_REQUEST - len(b"RECV,;")  # digits, with the zeros before it
 LONGEST_REPLY = len(b"NUM,") + len(b"100:") * N_MOST
 
@@ -156,6 +157,7 @@ def encode_receives(first, last):
 _PLACE, _LAST_PLACE = digits.place(b":"), digits.place(b";")  # of a number in a batch
 _HEAD = digits.place(b",")  # of a MARK before a batch, which is written as
 _END = b";"[0]
+_ZEROS = b"0" * (LONGEST_INDEX + 1 - INDEX_DIGITS)  # in every index that is too long, and yet of a batch
 _NUM_FORMATS = digits.formats(b"NUM,", b":", b";")
 _NUM_COLUMNS = digits.columns(NUM)
 
@@ -193,7 +195,8 @@ def answer_receives(data, numbers, batch, most):
     indices = bytes(data[5:end]).split(b";RECV,", most)
     if len(indices) > most:
         end -= len(b";RECV,") + len(indices.pop())
-    if not b"".join(indices).isdigit() or max(map(len, indices)) > LONGEST_INDEX:
+    joined = b"".join(indices)
+    if not joined.isdigit() or len(joined) > INDEX_DIGITS * len(indices) or _ZEROS in data:
         return None
     try:
         places = [index * batch for index in map(int, indices)]
