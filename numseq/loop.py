@@ -407,7 +407,7 @@ class Stream:
         """The end of a turn: one send at the most, and what is watched for becomes what is wanted now."""
         if self._output and not self.interest & WRITE:
             self._flush()
-            if not (self._output or self._pending or self.input or self.ended or self.closing):
+            if self.interest and not (self._output or self._pending or self.input or self.ended or self.closing):
                 return  # as nearly always: all is sent and nothing is left, so what is wanted is what was
         if self._socket is None:
             return
