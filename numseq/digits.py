@@ -1,7 +1,8 @@
 """Numbers from 0 to 100, one a byte, to and from decimal text: many at once, without an object for each.
 
-A few go through one of the `formats`. In padded text every number has a place as wide as every other's: three bytes for its digits, where a digit that is
-not there is a zero byte, and those of what separates it from the next. `unpad` turns it into text.
+A few go through one of the `formats`. In padded text every number has a place as wide as every other's: three bytes
+for its digits, where a digit that is not there is a zero byte, and those of what separates it from the next. `unpad`
+turns it into text.
 """
 
 PAD = b"\0"

@@ -155,11 +155,11 @@ def encode_receives(first, last):
 
 
 _PLACE, _LAST_PLACE = digits.place(b":"), digits.place(b";")  # of a number in a batch
-_HEAD = digits.place(b",")  # of a MARK before a batch, which is written as
-_END = b";"[0]
-_ZEROS = b"0" * (LONGEST_INDEX + 1 - INDEX_DIGITS)  # in every index that is too long, and yet of a batch
+_HEAD = digits.place(b",")  # of the MARK before a batch
+_NUM_COLUMNS = digits.columns(NUM)  # which is written as NUM
 _NUM_FORMATS = digits.formats(b"NUM,", b":", b";")
-_NUM_COLUMNS = digits.columns(NUM)
+_END = b";"[0]  # what the last byte of a message is
+_ZEROS = b"0" * (LONGEST_INDEX + 1 - INDEX_DIGITS)  # in every index that is too long, and yet of a batch
 
 
 def encode_batch(numbers):
