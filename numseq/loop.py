@@ -48,6 +48,7 @@ WAIT_LIMIT = 86400.0  # seconds of one poll: epoll overflows at 2,147,483 s, 32-
 PORT_MOST = 65535  # of TCP's
 FD_SETSIZE = 1024  # select(2) cannot watch a file with this number or above
 
+LAST = getattr(socket, "MSG_MORE", 0)  # of a send before a close: Linux sends the end in the same segment
 EXHAUSTED = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
 NO_SUCH_FAMILY = frozenset([errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
 
@@ -351,7 +352,8 @@ class Stream:
         A socket that is closed with unread input makes the kernel send a reset and throw away what the peer has
         not read yet (RFC 2525, 2.17). So this shuts down its own direction, throws away what still comes, and
         closes at the peer's end, at a deadline, or at a cap. With expect_more=False, where the peer has nothing
-        more to say, the socket is closed as soon as all is sent, which saves a turn and two system calls.
+        more to say, the socket is closed as soon as all is sent, which saves a turn and two system calls; a peer
+        that says more in this very moment may lose the last of it.
         """
         if self.closing or self._socket is None:
             return
@@ -442,7 +444,7 @@ class Stream:
         output = self._output
         try:
             if len(output) <= WRITE_SIZE:
-                sent = self._socket.send(output)
+                sent = self._socket.send(output, LAST if self.closing else 0)
             else:
                 with memoryview(output) as view, view[:WRITE_SIZE] as head:
                     sent = self._socket.send(head)

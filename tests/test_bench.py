@@ -107,9 +107,9 @@ class CountedSocket:
         self.calls.append("recv")
         return self._real.recv(size)
 
-    def send(self, data):
+    def send(self, data, flags=0):
         self.calls.append("send")
-        return self._real.send(data)
+        return self._real.send(data, flags)
 
     def __getattr__(self, name):
         return getattr(self._real, name)

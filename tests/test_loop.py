@@ -7,6 +7,7 @@ import resource
 import selectors
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -892,9 +893,9 @@ class SendSpy:
     def __getattr__(self, name):
         return getattr(self.real, name)
 
-    def send(self, data):
+    def send(self, data, flags=0):
         self.sent.append(bytes(data))
-        return self.real.send(data)
+        return self.real.send(data, flags)
 
 
 @lesson(27)
@@ -1335,6 +1336,25 @@ def test_close_with_nothing_more_expected_waits_for_the_peer(loop, make_pair):
     assert peer.recv(10) == b"bye"
     assert peer.recv(10) == b""
     assert loop.timers() == 0
+
+
+@pytest.mark.parametrize("expect_more", [False, True])
+@pytest.mark.skipif(not reactor.LAST, reason="needs MSG_MORE and tcp_info of Linux")
+def test_last_answer_and_the_end_take_a_segment_each(loop, make_pair, expect_more):
+    """One less to send, and one less to lose."""
+
+    def segments_in():
+        info = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144)
+        return struct.unpack_from("=I", info, 140)[0]  # tcpi_segs_in
+
+    stream, peer = make_pair()
+    before = segments_in()
+    stream.write(b"bye")
+    stream.close(expect_more)
+    loop.turn()
+    assert peer.recv(10) == b"bye"
+    assert peer.recv(10) == b""
+    assert segments_in() - before == 1
 
 
 def test_close_with_nothing_more_expected_loses_what_is_owed(loop, make_pair):
