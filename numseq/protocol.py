@@ -16,7 +16,8 @@ ACK, NUM, FAC, ERR = b"ACK", b"NUM", b"FAC", b"ERR"
 
 # The longest messages there are, with their terminators: what is longer is refused before its end is seen.
 LONGEST_REQUEST = len(b"INIT,%b,%d,%d;" % (ID_SHAPE, N_MOST, BATCH_MOST))
-INDEX_DIGITS = len(b"%d" % N_MOST)  # of an index, as nearly everybody writes it
+SHORTEST_RECV = len(b"RECV,0;")
+RUN_MOST = digits.RUN  # of RECVs answered at once
 LONGEST_INDEX = LONGEST_REQUEST - len(b"RECV,;")  # digits, with the zeros before it
 LONGEST_REPLY = len(b"NUM,") + len(b"100:") * N_MOST
 
@@ -163,7 +164,8 @@ _HEAD = digits.place(b",")  # of the MARK before a batch
 _NUM_COLUMNS = digits.columns(NUM)  # which is written as NUM
 _NUM_FORMATS = digits.formats(b"NUM,", b":", b";")
 _END = b";"[0]  # what the last byte of a message is
-_ZEROS = b"0" * (LONGEST_INDEX + 1 - INDEX_DIGITS)  # in every index that is too long, and yet of a batch
+# The comma of a RECV is where its index begins.
+_TABS = bytes(digits.TAB[0] if chr(i) == "," else i for i in range(256))
 
 
 def encode_batch(numbers):
@@ -180,7 +182,7 @@ def encode_batches(numbers, batch):
 
 
 def answer_receives(data, numbers, batch, most):
-    """(answers, bytes taken) of the RECVs that data begins with, at most `most` of them; or None.
+    """(answers, bytes taken) of the RECVs that data begins with, at most `most` (up to RUN_MOST) of them; or None.
 
     The fast path of a server: a few operations on whole buffers, and none of Python's for each message. It may be
     taken for whatever comes once a sequence is open, because all but whole RECVs of full batches makes it None,
@@ -193,25 +195,20 @@ def answer_receives(data, numbers, batch, most):
         place = int(index) * batch
         asked = numbers[place:place + batch]
         return (encode_batch(asked), len(data)) if len(asked) == batch else None
-    end = data.rfind(b";")
-    if end < 0:
+    run = bytes(data[:data.rfind(b";", 0, SHORTEST_RECV * most) + 1])
+    count = run.count(b";RECV,") + 1
+    indices = run.translate(_TABS, b"RECV;")
+    if len(indices) != len(run) - count * len(b"RECV;"):  # there is some of that elsewhere, or nothing at all
         return None
-    indices = bytes(data[5:end]).split(b";RECV,", most)
-    if len(indices) > most:
-        end -= len(b";RECV,") + len(indices.pop())
-    joined = b"".join(indices)
-    if not joined.isdigit() or len(joined) > INDEX_DIGITS * len(indices) or _ZEROS in data:
+    places = digits.read(indices, count, batch)
+    if places is None:
         return None
-    try:
-        places = [index * batch for index in map(int, indices)]
-    except ValueError:  # one of them is empty
-        return None
-    if len(numbers) <= WARMED * len(places):
+    if len(numbers) <= WARMED * count:
         numbers.find(digits.MARK)  # There is none: this reads them all, in order, into the cache.
     marked = digits.MARK + digits.MARK.join([numbers[place:place + batch] for place in places])
-    if len(marked) != len(places) * (1 + batch):  # a batch that is short, or behind the end
+    if len(marked) != count * (1 + batch):  # a batch that is short, or behind the end
         return None
-    return encode_batches(marked, batch), end + 1
+    return encode_batches(marked, batch), len(run)
 
 
 # ---- what clients read

@@ -146,7 +146,7 @@ class Session:
             self._numbers = sequence.draw(self.record.seed, self.record.n)
             # A run of RECVs fills the output to twice its mark at the most.
             longest = self.record.batch * protocol.NUMBER_BYTES
-            self._most = min(self.server.loop.output_high // longest + 1, self.server.messages_most)
+            self._most = min(self.server.loop.output_high // longest + 1, self.server.messages_most, protocol.RUN_MOST)
             self.server.drawn(self, len(self._numbers))
         return self._numbers
 

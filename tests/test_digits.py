@@ -56,6 +56,49 @@ def test_unpad_gives_back_the_type_it_was_given(kind):
     assert type(digits.unpad(kind(pad(ALL, b":")))) is kind
 
 
+def read(texts, scale=1):
+    return digits.read(b"".join(digits.TAB + text for text in texts), len(texts), scale)
+
+
+@pytest.mark.parametrize("scale", [1, 5, 65535])
+def test_every_number_up_to_the_most_is_read_alone_and_among_others(scale):
+    numbers = list(range(digits.READ_MOST + 1))
+    random.Random(scale).shuffle(numbers)
+    position = 0
+    for count in itertools.cycle([1, 2, 3, 7, 300, digits.RUN]):
+        some = numbers[position:position + count]
+        if not some:
+            break
+        assert read([b"%d" % number for number in some], scale) == tuple(scale * number for number in some)
+        position += count
+
+
+def test_zeros_before_a_number_are_read_while_it_has_its_place():
+    assert read([b"0000012", b"00", b"0065535", b"7"]) == (12, 0, 65535, 7)
+
+
+@pytest.mark.parametrize("text", [b"", b"65536", b"70000", b"99999", b"131072", b"9999999", b"00000001", b"12345678",
+                                  b"1234567890123456", b"1_0", b" 5", b"5 ", b"5\n", b"\r5", b"+5", b"-1", b"1.0", b"a", b"F", b"0x1",
+                                  b"\t", b"1\t", b"1\t2", b"\t\t", "\u0665".encode(), "\u00b2".encode("latin-1"), b"\0", b"5\0"])
+def test_text_that_is_no_number_up_to_the_most_is_not_read_wherever_it_stands(text):
+    for texts in ([text], [b"5", text], [text, b"5"], [b"5"] * 9 + [text] + [b"5"] * 9):
+        assert read(texts) is None
+
+
+def test_more_numbers_than_there_are_lanes_are_not_read():
+    assert read([b"5"] * digits.RUN) == (5,) * digits.RUN
+    assert read([b"5"] * (digits.RUN + 1)) is None
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_another_count_than_there_are_numbers_is_not_read(count):
+    assert digits.read(b"\t1\t2", count, 1) is None
+
+
+def test_text_before_the_first_tab_is_not_read():
+    assert digits.read(b"1\t2", 1, 1) is digits.read(b"1\t2", 2, 1) is None
+
+
 def test_every_number_is_parsed_from_its_text():
     assert digits.parse([b"%d" % number for number in ALL]) == ALL
     assert digits.parse([]) == b""
