@@ -260,7 +260,7 @@ def test_a_message_that_is_too_long_is_left_to_the_plain_path_which_refuses_it(d
 def mutations(seed, messages, count):
     """Runs of messages with some bytes changed, dropped, doubled or cut off, and runs of bytes of any kind."""
     generator = random.Random(seed)
-    alphabet = b";,:-0123456789INITCONTRECVFNUMAKE\0\n \xff\xd9\xa5"
+    alphabet = b";,:-0123456789INITCONTRECVFNUMAKE\0\t\n \xff\xd9\xa5"
     for _ in range(count):
         data = bytearray(b"".join(generator.choice(messages)[0] for _ in range(generator.randint(0, 4))))
         for _ in range(generator.choice([0, 1, 1, 2, 8])):
@@ -374,7 +374,9 @@ def test_the_longest_batch_is_the_longest_message():
 
 OTHERS = [b"FIN;", b"CONT,%b;" % ID, b"INIT,%b,5,5;" % ID, b"RECV,;", b"RECV;", b"RECV,-1;", b"RECV,+1;", b"RECV, 1;",
           b"RECV,1_0;", b"RECV,%b;" % ARABIC_FIVE, b"RECV,1,1;", b";", b"RECV", b"\0", b"recv,1;", b"RECV,65535;",
-          b"RECV,65536;", b"RECV,99999999999999999999;", b"RECV,1\n;", b"RECV,RECV,1;", b"RECV,1;;"]
+          b"RECV,65536;", b"RECV,99999999999999999999;", b"RECV,1\n;", b"RECV,RECV,1;", b"RECV,1;;",
+          b"RECV,\t1;", b"RECV,1\t;", b"RECV,\t;", b"RECV,1,;", b"RECV,,1;", b"RECV1,;", b"1RECV,;", b"RE1CV,2;", b"VCER,1;",
+          b"RECV,1V;", b"RRECV,1;", b"RECV,R1;", b"ECV,1;RR", b"RECV,1;RECV,", b"RECV,1RECV,2;;", b"RECV,0000001;"]
 
 
 def runs_of_requests(generator, count):
