@@ -1,8 +1,8 @@
 """Numbers from 0 to 100, one a byte, to and from decimal text: many at once, without an object for each.
 
-A few go through one of the `formats`. In padded text every number has a place as wide as every other's: three bytes
-for its digits, where a digit that is not there is a zero byte, and those of what separates it from the next. `unpad`
-turns it into text. `read` goes the other way, for indices.
+In padded text every number has a place as wide as every other's: three bytes for its digits, where a digit that is
+not there is a zero byte, and those of what separates it from the next. `unpad` turns it into text. `read` goes the
+other way, for indices.
 """
 
 import struct
@@ -21,7 +21,7 @@ _PLACES = 8  # digits of a number that is read: four bits each, in a lane of 32
 _STEPS = [(shift, int.from_bytes(mask * (4 * RUN // len(mask)), "big"), scale) for shift, mask, scale in (
     (4, b"\x0f", 10), (8, b"\x00\xff", 100), (16, b"\x00\x00\xff\xff", 10000))]
 _TOO_LARGE = _STEPS[2][1] << 16
-_ZEROS = bytes(ord("0") if chr(i) == " " else i for i in range(256))
+_ZEROS = bytes.maketrans(b" ", b"0")
 
 _HUNDREDS = bytes(48 + i // 100 if i >= 100 else 0 for i in range(255))
 _TENS = bytes(48 + i // 10 % 10 if i >= 10 else 0 for i in range(255))
@@ -57,9 +57,17 @@ def unpad(padded):
     return padded.translate(None, PAD)
 
 
-def formats(before, separator, after):
-    """For each count of numbers under BULK the format (bytes) that makes a text of a tuple of so many."""
-    return [before + separator.join([b"%d"] * count) + after for count in range(BULK)]
+def writer(before, separator, after):
+    """A function from numbers (bytes) to their text (bytes) with what stands before, between and after them (bytes)."""
+    formats = [before + separator.join([b"%d"] * count) + after for count in range(BULK)]
+    row, whole = place(separator), before + b"%b" + after
+
+    def write(numbers):
+        if len(numbers) < BULK:
+            return formats[len(numbers)] % tuple(numbers)
+        return whole % unpad(pad(numbers, row, len(row)))[:-len(separator)]
+
+    return write
 
 
 def parse(texts):
@@ -75,12 +83,12 @@ def read(text, count, scale):
     columns added up as one large integer, neighbouring digits first (SWAR, as Lamport's "Multiple byte processing
     with full-word instructions", 1975).
     """
-    columns = text[::-1].expandtabs(_PLACES)  # from right to left, so that the ones stand first in each
-    if len(columns) != _PLACES * count or count > RUN:
+    aligned = text[::-1].expandtabs(_PLACES)  # from right to left, so that the ones stand first in each
+    if len(aligned) != _PLACES * count or count > RUN:
         return None
-    if not (columns[::_PLACES].isdigit() and text.translate(None, TAB).isdigit()):
+    if not (aligned[::_PLACES].isdigit() and text.translate(None, TAB).isdigit()):
         return None
-    lanes = int(columns.translate(_ZEROS), 16)
+    lanes = int(aligned.translate(_ZEROS), 16)
     for shift, mask, more in _STEPS:
         lanes = (lanes >> shift & mask) + more * (lanes & mask)
     if lanes & _TOO_LARGE:

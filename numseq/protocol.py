@@ -162,17 +162,13 @@ def encode_receives(first, last):
 _PLACE, _LAST_PLACE = digits.place(b":"), digits.place(b";")  # of a number in a batch
 _HEAD = digits.place(b",")  # of the MARK before a batch
 _NUM_COLUMNS = digits.columns(NUM)  # which is written as NUM
-_NUM_FORMATS = digits.formats(b"NUM,", b":", b";")
 _END = b";"[0]  # what the last byte of a message is
 # The comma of a RECV is where its index begins.
-_TABS = bytes(digits.TAB[0] if chr(i) == "," else i for i in range(256))
+_TABS = bytes.maketrans(b",", digits.TAB)
 
 
-def encode_batch(numbers):
-    """The NUM of a batch's numbers (bytes, one a number)."""
-    if len(numbers) < digits.BULK:
-        return _NUM_FORMATS[len(numbers)] % tuple(numbers)
-    return b"NUM,%b;" % digits.unpad(digits.pad(numbers, _PLACE, len(_PLACE)))[:-1]
+# encode_batch(numbers) is the NUM (bytes) of a batch's numbers (bytes, one a number).
+encode_batch = digits.writer(b"NUM,", b":", b";")
 
 
 def encode_batches(numbers, batch):

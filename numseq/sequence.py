@@ -13,8 +13,7 @@ DRAW_WORDS = 1024  # generator words drawn at once: 8 times as many are no faste
 _HALVES = bytes(i // 2 for i in range(256))
 _OVER = bytes(range(202, 256))
 
-_PLACE = digits.place(b", ")  # of a number in the text of a list
-_LIST_FORMATS = digits.formats(b"[", b", ", b"]")
+_text_of_list = digits.writer(b"[", b", ", b"]")
 
 
 def _seeds():
@@ -62,11 +61,7 @@ def _stream(seed, size):
 
 def checksum(numbers):
     """The md5 (32 hex digits) of the text of the list of the numbers (bytes): of `[6, 41, 81]` for 6, 41, 81."""
-    if len(numbers) < digits.BULK:
-        listed = _LIST_FORMATS[len(numbers)] % tuple(numbers)
-    else:
-        listed = b"[%b]" % digits.unpad(digits.pad(numbers, _PLACE, len(_PLACE)))[:-2]
-    return _md5(listed).hexdigest()
+    return _md5(_text_of_list(numbers)).hexdigest()
 
 
 def _from_hashlib(name):

@@ -22,11 +22,12 @@ def test_padded_text_is_the_decimal_text_of_each_number_and_a_separator(numbers,
     assert digits.unpad(padded) == b"".join(b"%d%b" % (number, separator) for number in numbers)
 
 
-def test_a_format_is_the_decimal_text_of_each_number_with_what_stands_between_and_around():
-    for count, each in enumerate(digits.formats(b"<", b", ", b">")):
-        numbers = ALL[-count:] if count else b""
-        assert each % tuple(numbers) == b"<" + b", ".join(b"%d" % number for number in numbers) + b">"
-    assert count == digits.BULK - 1
+def test_a_text_is_that_of_each_number_with_what_stands_between_and_around_however_many_there_are():
+    write = digits.writer(b"<", b", ", b">")
+    for count in range(len(ALL) + 1):
+        numbers = ALL[len(ALL) - count:]
+        assert write(numbers) == b"<" + b", ".join(b"%d" % number for number in numbers) + b">"
+    assert 1 < digits.BULK < len(ALL), "one of the two ways was not tried"
 
 
 def test_a_mark_among_the_numbers_stands_for_a_text_and_is_taken_for_a_number():
