@@ -40,10 +40,10 @@ def pack(record, deadline):
 
 
 def unpack(packed):
-    """(record, deadline) as they were."""
-    deadline, n, batch, is_text = _PACKED.unpack_from(packed)
+    """The record as it was."""
+    _, n, batch, is_text = _PACKED.unpack_from(packed)
     seed = packed[_PACKED.size:]
-    return Record(seed.decode("ascii") if is_text else seed, n, batch), deadline
+    return Record(seed.decode("ascii") if is_text else seed, n, batch)
 
 
 class MemoryStore:
@@ -80,7 +80,7 @@ class MemoryStore:
             if packed is None:
                 done(None, MISSING)
                 return
-            entry = self._open[client_id] = [unpack(packed)[0], 0]
+            entry = self._open[client_id] = [unpack(packed), 0]
         entry[1] += 1
         done(entry[0], None)
 
@@ -105,7 +105,7 @@ class MemoryStore:
         due = []
         following = None
         for client_id, packed in self._kept.items():
-            deadline = unpack(packed)[1]
+            deadline = _PACKED.unpack_from(packed)[0]
             if deadline > now or len(due) == FORGET_BATCH:
                 following = deadline
                 break
