@@ -67,7 +67,7 @@ class Loop:
         self._cancelled = 0  # how many of the heap's entries are cancelled
         self._again = {}  # streams to take up next turn without new input, in order
         self.unsettled = []  # streams with something to send, or that may want another interest now
-        self._watching = {}  # from file to what is watched
+        self._watching = {}  # from file to what is watched: as the selector has it, less a call for each look
         self._wait, self._stop_waiting = waiter(self.selector, self._watching)
         self._signals = None
         self._running = False

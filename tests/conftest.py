@@ -117,6 +117,27 @@ def turn_until(loop, predicate, turns=20000, seconds=10):
         selector.socket_wait = before
 
 
+class SpySocket:
+    """A socket that remembers the system calls of a stream on it, and what each send was given."""
+
+    def __init__(self, real):
+        self.calls = []
+        self.sent = []
+        self._real = real
+
+    def recv(self, size):
+        self.calls.append("recv")
+        return self._real.recv(size)
+
+    def send(self, data, flags=0):
+        self.calls.append("send")
+        self.sent.append(bytes(data))
+        return self._real.send(data, flags)
+
+    def __getattr__(self, name):
+        return getattr(self._real, name)
+
+
 def is_idle(loop, turns=200):
     """Whether the loop comes to rest: three of its turns together are waits. The clock jumps with them."""
     waits = 0

@@ -14,7 +14,7 @@ import tracemalloc
 
 import pytest
 
-from conftest import ANY_PORT, ROOT, TEST_SECONDS, read_from, read_to_end, turn_until
+from conftest import ANY_PORT, ROOT, TEST_SECONDS, SpySocket, read_from, read_to_end, turn_until
 from numseq import protocol
 from numseq.server import Server
 from numseq.store import MemoryStore
@@ -96,25 +96,6 @@ def test_the_interrupted_benchmark_leaves_nothing_behind(number):
 # ---- what is counted
 
 
-class CountedSocket:
-    """A socket that counts the system calls of a stream on it."""
-
-    def __init__(self, real):
-        self.calls = []
-        self._real = real
-
-    def recv(self, size):
-        self.calls.append("recv")
-        return self._real.recv(size)
-
-    def send(self, data, flags=0):
-        self.calls.append("send")
-        return self._real.send(data, flags)
-
-    def __getattr__(self, name):
-        return getattr(self._real, name)
-
-
 @pytest.fixture
 def server(loop):
     server = Server(loop, MemoryStore(loop, lambda client_id: None, FOR_EVER), session_timeout=FOR_EVER)
@@ -148,7 +129,7 @@ def counted(loop, server, sockets, monkeypatch):
     opening = protocol.encode(protocol.INIT, client_id(0), b"65535", b"5")
     assert ask(loop, peer, opening, 4) == protocol.ACK_MESSAGE
     session, = server.sessions
-    session.stream._socket = CountedSocket(session.stream._socket)
+    session.stream._socket = SpySocket(session.stream._socket)
     calls = session.stream._socket.calls
     for name in "register", "modify", "unregister":
         monkeypatch.setattr(loop.selector, name, lambda *_, name=name: calls.append(name))

@@ -15,7 +15,7 @@ import weakref
 
 import pytest
 
-from conftest import (ANY_PORT, Recorder, TimeSelector, fill, is_idle, read_from, read_to_end, reset, run_python,
+from conftest import (ANY_PORT, Recorder, SpySocket, TimeSelector, fill, is_idle, read_from, read_to_end, reset, run_python,
                       turn_until)
 from numseq import loop as reactor
 from numseq.loop import AGAIN, HOLD, READ, WRITE, Loop, Stream
@@ -883,27 +883,12 @@ def test_write_of_nothing_is_a_system_call_or_an_event(loop, pair):
     assert peer.recv(10) == b"x"
 
 
-class SendSpy:
-    """A socket that remembers what each send was given."""
-
-    def __init__(self, real):
-        self.real = real
-        self.sent = []
-
-    def __getattr__(self, name):
-        return getattr(self.real, name)
-
-    def send(self, data, flags=0):
-        self.sent.append(bytes(data))
-        return self.real.send(data, flags)
-
-
 @lesson(27)
 def test_what_is_written_in_one_turn_goes_in_several_sends(loop, make_pair):
     """Lesson 27: however it was written, and from where."""
     handler = Recorder(lambda stream: [stream.write(b"%d" % i) for i in range(5)] and None)
     stream, peer = make_pair(handler)
-    stream._socket = spy = SendSpy(stream._socket)
+    stream._socket = spy = SpySocket(stream._socket)
     peer.send(b"?")
     loop.call_later(0, lambda: stream.write(b"!"))
     turn_until(loop, lambda: handler.events and not loop.unsettled)
