@@ -17,15 +17,17 @@ class Plan:
     vanish   (direction, bytes): from then on nothing is passed on either way, and nothing is closed
     delay    seconds that what has come waits; what comes meanwhile goes with it, so that many messages become one
     piece    bytes passed on at once, one piece a turn; None for all there is
+    pieces   how many such pieces there are each way, before all there is; None for no others
     twice    whether the client's bytes go to the server over a second connection as well, whose answers are dropped
     """
 
-    def __init__(self, cut=None, how=RST, vanish=None, delay=0, piece=None, twice=False):
+    def __init__(self, cut=None, how=RST, vanish=None, delay=0, piece=None, pieces=None, twice=False):
         self.cut = cut
         self.how = how
         self.vanish = vanish
         self.delay = delay
         self.piece = piece
+        self.pieces = pieces
         self.twice = twice
 
     def __repr__(self):
@@ -199,7 +201,8 @@ class Lane:
     def _most(self):
         """How many bytes may be passed on together."""
         plan = self.link.plan
-        most = plan.piece or len(self._waiting)
+        in_pieces = plan.piece and (plan.pieces is None or self.passed < plan.piece * plan.pieces)
+        most = plan.piece if in_pieces else len(self._waiting)
         for way, count in filter(None, (plan.cut, plan.vanish)):
             if way is self.way:
                 most = min(most, count - self.passed)

@@ -45,8 +45,9 @@ SETTLE_SECONDS = RETENTION + 2.0  # in which all is forgotten
 ENDS_SECONDS = 2 * (FINISH_SECONDS + SETTLE_SECONDS) + 10.0  # all that it takes beside the time asked for, at most
 LOOK = 0.02  # seconds between two looks at the processes
 KEPT_MOST = 4 * 1024  # KiB that the server's process may keep: gaps between objects
-PIECES = (50, 100, 1000)  # bytes that a proxy passes on in a turn: with one, what it has of a sequence when the server's
-# second is over can take longer than the retention, and then the client rightly hears that the sequence does not exist
+PIECES = (1, 3, 100, 1000)  # bytes that a proxy passes on in a turn
+PIECES_MOST = 200  # such turns, of 4 ms: what a proxy has of a sequence when the server's second is over must not take
+# longer than the retention, or the client rightly hears that the sequence does not exist
 NUMBERS = (0, 1, 7, 100, 500, 2000, 10000, 65535)
 BATCHES = (1, 5, 5, 5, 64, 200, 1000)  # small enough that half of the broken connections bring one
 WINDOWS = (1, 8, 1024)
@@ -96,7 +97,8 @@ class Soak:
         place = draw.choice([UP, DOWN, DOWN]), int(10 ** draw.uniform(0, 5)) - 1
         fault = draw.choice([
             dict(cut=place, how=RST), dict(cut=place, how=FIN), dict(cut=place, how=draw.choice([RST, FIN])),
-            dict(vanish=place), dict(delay=draw.uniform(0, 0.2)), dict(piece=draw.choice(PIECES)),
+            dict(vanish=place), dict(delay=draw.uniform(0, 0.2)),
+            dict(piece=draw.choice(PIECES), pieces=PIECES_MOST),
             dict(twice=True), dict(twice=True, cut=place),
         ])
         return Plan(**fault)

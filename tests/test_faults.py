@@ -220,6 +220,15 @@ def test_bytes_that_come_one_by_one_are_not_understood(world, window):
         assert len(link.lanes[way].pieces) == offsets(way)[-1]
 
 
+def test_a_slow_way_stays_slow_for_longer_than_planned(world):
+    """A soak's would then pass on what it has until after the retention."""
+    world.check(world.fetch_in_one_run(world.begin(Plan(piece=2, pieces=5)), window=100))
+    link, = world.proxy.links
+    sizes = list(map(len, link.lanes[DOWN].pieces))
+    assert sizes[:5] == [2] * 5
+    assert max(sizes[5:]) > 2
+
+
 @lesson(18)
 def test_messages_that_come_as_one_are_not_all_answered(world):
     """What a client sends bit by bit arrives together, and so do the answers."""
