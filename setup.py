@@ -15,7 +15,7 @@ def read(*path):
 
 setup(
     name="numseq",
-    version=re.search(r'^__version__ = "(.+)"$', read("numseq", "__init__.py"), re.MULTILINE).group(1),
+    version=re.search(r'^__version__ = "(.+)"$', read("numseq", "version.py"), re.MULTILINE).group(1),
     description="A complete, checksummed sequence of numbers over connections that drop, for the smallest of Pythons",
     long_description=read("README.md"),
     long_description_content_type="text/markdown",

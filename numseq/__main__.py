@@ -1,4 +1,4 @@
-"""The main job in one command: `python -m numseq`; and `python -m numseq server ...`, `python -m numseq client ...`."""
+"""The demonstration in one command: `python -m numseq`; and `python -m numseq server ...`, `python -m numseq client ...`."""
 
 if __name__ == "__main__" and not __package__:  # run as a folder: let the package be found, and run it from there
     import os
@@ -12,7 +12,7 @@ if __name__ == "__main__" and not __package__:  # run as a folder: let the packa
 import os
 import sys
 
-USAGE = """usage: %(prog)s                       show the main job in one process
+USAGE = """usage: %(prog)s                       show a fetch whose connection is cut, in one process
        %(prog)s server PORT [...]     run the server
        %(prog)s client COMMAND [...]  run the client"""
 
@@ -36,12 +36,12 @@ def main(arguments=None):
         print(USAGE % {"prog": program})
         return 0
     elif command == "--version":
-        from . import __version__
+        from .version import __version__
 
         print("numseq " + __version__)
         return 0
     else:
-        sys.stderr.write("%s: %a is none of its commands, server and client (see %s -h)\n" % (program, command, program))
+        sys.stderr.write("%s: unknown command %a, expected server or client (see %s -h)\n" % (program, command, program))
         return 2
     return run(rest, "%s %s" % (program, command))
 

@@ -1,33 +1,34 @@
-"""The main job in one process, on one loop: a fetch whose connection is cut on the way, and that goes on and verifies."""
+"""A demonstration in one process, on one loop: a fetch whose connection is cut, and that goes on and is verified."""
 
 import sys
 
-from .client import TRANSCRIPT, Fetch, OutputFailed, new_id, put_line, without_output
 from .journal import Journal
 from .loop import Loop
+from .output import TRANSCRIPT, OutputFailed, put_line, put_result, status_without_output
 from .server import Server
-from .store import MemoryStore
+from .store_memory import MemoryStore
+from .transfer import Fetch, new_id
 
 HOST = "127.0.0.1"
 NUMBERS = 40
 BATCH = 5
-CUT_AT = "RECV,4;"  # the connection is cut once this was sent: half of the batches are missing then
+CUT_AT = "RECV,4;"  # the connection is cut once this is sent: half of the batches are missing then
 SECONDS_MOST = 2.5  # it ends by itself
 
 
 def main(program="numseq"):
-    """Shows it on standard output; returns 0 if the checksum held, else 1, or what without output is the status."""
+    """Runs it on standard output; returns 0 if the checksum is valid, else 1, or the status where output fails."""
     try:
         return show()
     except (BrokenPipeError, OutputFailed) as error:
-        return without_output(error, program)
+        return status_without_output(error, program)
 
 
 def show():
-    """Shows it; returns the exit status. Raises BrokenPipeError and OutputFailed."""
+    """Runs it; returns the exit status. Raises BrokenPipeError and OutputFailed."""
     loop = Loop()
     server = Server(loop, MemoryStore(loop, forgotten=lambda client_id: None))
-    begun = Journal(new_id(), NUMBERS, BATCH)
+    journal = Journal(new_id(), NUMBERS, BATCH)
     outcome = []
 
     def say(text):
@@ -41,18 +42,16 @@ def show():
                 loop.call_later(0, session.stream.abort)
 
     def fetch(done, resume):
-        return Fetch(loop, HOST, port, begun, done, resume, window=1, watch=watch)
+        return Fetch(loop, HOST, port, journal, done, resume, window=1, watch=watch)
 
-    def first_ended(fetched, error):
+    def first_ended(transfer, error):
         outcome.append(error)
-        say("(%d of %d numbers are here; continuing)" % (len(begun.numbers), NUMBERS))
+        say("(%d of %d numbers are here; continuing)" % (len(journal.numbers), NUMBERS))
         fetch(second_ended, resume=True)
 
-    def second_ended(fetched, error):
+    def second_ended(transfer, error):
         outcome.append(error)
-        if fetched.checksum is not None:
-            say("The SUM of numbers is: %d" % fetched.sum)
-            say("Checksum (%s) is %s!" % (fetched.checksum, "valid" if error is None else "not valid"))
+        put_result(sys.stdout, transfer, error)
         loop.stop()
 
     port = server.listen(HOST, 0)[0][1]

@@ -1,23 +1,22 @@
-"""Numbers from 0 to 100, one a byte, to and from decimal text: many at once, without an object for each.
+"""Numbers from 0 to 100, one per byte, to and from decimal text: many at once, without an object for each.
 
-In padded text every number has a place as wide as every other's: three bytes for its digits, where a digit that is
-not there is a zero byte, and those of what separates it from the next. `unpad` turns it into text. `read` goes the
-other way, for indices.
+In padded text every number is equally wide: three bytes for its digits, of which missing ones are zero bytes, and the
+bytes of the separator. `unpad` deletes the zero bytes. `read` goes the other way, for indices.
 """
 
 import struct
 
 PAD = b"\0"
 DIGITS = 3  # of a number, at most
-BULK = 24  # numbers from which on padded text is quicker than a format
-MARK = b"\xff"  # no number: among numbers, what is written as a text of the writer's own
+BULK = 24  # numbers from which padded text is faster than a format
+MARK = b"\xff"  # not a number: where `pad` inserts the mark's text
 
-RUN = 1024  # numbers that are read at once
-TAB = b"\t"  # before each number that is read
-READ_MOST = 0xFFFF  # the largest number that is read
-_PLACES = 8  # digits of a number that is read: four bits each, in a lane of 32
-# How the 8 digits of each lane become a number, all lanes at once: neighbours by the bits between them, the mask of the
-# one that counts more, and how much more. The first digit is that of the ones, because the text is read backwards.
+RUN = 1024  # numbers that `read` takes at once
+TAB = b"\t"  # before each number that `read` takes
+READ_MOST = 0xFFFF  # the largest number that `read` takes
+_PLACES = 8  # a TAB and up to 7 digits: four bits each, in a lane of 32
+# How the 8 digits of each lane become a number, in all lanes at once: pairs of digits, then of pairs, then of fours, by
+# shift, mask of the upper half, and its weight. The lowest digit comes first, because the text is reversed.
 _STEPS = [(shift, int.from_bytes(mask * (4 * RUN // len(mask)), "big"), scale) for shift, mask, scale in (
     (4, b"\x0f", 10), (8, b"\x00\xff", 100), (16, b"\x00\x00\xff\xff", 10000))]
 _TOO_LARGE = _STEPS[2][1] << 16
@@ -30,12 +29,12 @@ _VALUES = {b"%d" % i: i for i in range(101)}
 
 
 def place(separator):
-    """The place of a number in padded text, with the separator (bytes) behind it."""
+    """Padding for one number in padded text (bytes), followed by the separator (bytes)."""
     return PAD * DIGITS + separator
 
 
 def columns(mark):
-    """For `pad`, where the mark's text (bytes, three of them) stands in the stead of each MARK among the numbers."""
+    """The `columns` for `pad` that replace each MARK among the numbers by the mark's text (3 bytes)."""
     return [column + mark[i:i + 1] for i, column in enumerate((_HUNDREDS, _TENS, _ONES))]
 
 
@@ -43,7 +42,7 @@ _NO_MARKS = columns(PAD * DIGITS)
 
 
 def pad(numbers, row, width, columns=_NO_MARKS):
-    """The numbers (bytes) as padded text (bytearray), put into a row of places, each width bytes wide, repeatedly."""
+    """The numbers (bytes) as padded text (bytearray): written over `row` (bytes), repeated, each in `width` bytes."""
     size = width * len(numbers)
     padded = bytearray(row * -(-size // len(row)))
     del padded[size:]
@@ -53,12 +52,12 @@ def pad(numbers, row, width, columns=_NO_MARKS):
 
 
 def unpad(padded):
-    """Padded text (bytes or bytearray) without its padding, of the same type."""
+    """Padded text (bytes or bytearray) without its padding; the same type."""
     return padded.translate(None, PAD)
 
 
 def writer(before, separator, after):
-    """A function from numbers (bytes) to their text (bytes) with what stands before, between and after them (bytes)."""
+    """A function from numbers (bytes) to text (bytes): `before`, the numbers with separators between, `after`."""
     formats = [before + separator.join([b"%d"] * count) + after for count in range(BULK)]
     row, whole = place(separator), before + b"%b" + after
 
@@ -71,19 +70,26 @@ def writer(before, separator, after):
 
 
 def parse(texts):
-    """The numbers (bytes) that the texts (bytes, each) stand for; KeyError unless each is 0 to 100, as `%d` has it."""
+    """The numbers (bytes) of a list of texts (bytes), each as `%d` writes 0 to 100. Raises KeyError for any other."""
     return bytes(map(_VALUES.__getitem__, texts))
 
 
-def read(text, count, scale):
-    """The count (up to RUN) numbers in the text (bytes), each behind a TAB, times scale (up to READ_MOST), as a tuple.
+def read_plainly(text, count, scale):
+    """What `read` returns, number by number: its definition, and what it is tested against."""
+    before, *texts = text.split(TAB)
+    if before or len(texts) != count or not all(len(each) < _PLACES and each.isdigit() for each in texts):
+        return None
+    return tuple(scale * int(each) for each in texts) if max(map(int, texts), default=0) <= READ_MOST else None
 
-    None where one of them is over READ_MOST, or has no digit or more than 7, and where the text is any other. In three
-    fifths of the time of a split, an int and a multiplication for each: the tabs are expanded to columns, and the
-    columns added up as one large integer, neighbouring digits first (SWAR, as Lamport's "Multiple byte processing
-    with full-word instructions", 1975).
+
+def read(text, count, scale):
+    """The `count` numbers (1 to RUN) in the text (bytes), each after a TAB, times scale (up to READ_MOST), as a tuple.
+
+    None where a number is above READ_MOST or has not 1 to 7 digits, and for any other text. Takes three fifths of the
+    time of `read_plainly`: tabs are expanded to columns of 8, and all columns are added up as one large integer, pairs
+    of digits first (SWAR: Lamport, "Multiple byte processing with full-word instructions", 1975).
     """
-    aligned = text[::-1].expandtabs(_PLACES)  # from right to left, so that the ones stand first in each
+    aligned = text[::-1].expandtabs(_PLACES)  # reversed, so that the lowest digit comes first in each column
     if len(aligned) != _PLACES * count or count > RUN:
         return None
     if not (aligned[::_PLACES].isdigit() and text.translate(None, TAB).isdigit()):

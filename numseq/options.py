@@ -1,23 +1,22 @@
-"""What the command lines of server and client have in common. Loaded for reading them, and dropped before the loop runs."""
+"""What the command lines of server and client have in common."""
 
 import argparse
 import math
-import sys
 
-from . import __version__, console, protocol
-from .loop import PORT_MOST
+from . import console, protocol
+from .stream import PORT_MOST
+from .version import __version__
 
 VERSION = "numseq " + __version__
 SECONDS_MOST = 10 ** 9  # 31 years: longer than any machine runs, and far from where floats lose fractions
 HELP_WIDTH = 100  # characters
-COUNT_MOST = 10 ** 9  # of what has no limit of its own
-
+COUNT_MOST = 10 ** 9  # the limit of counts that have no limit of their own
 
 RawDescription = argparse.RawDescriptionHelpFormatter
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells what is wrong in one line, and takes options by their full names alone."""
+    """Says what is wrong in one line, and takes options by their full names alone."""
 
     def __init__(self, **keywords):
         super().__init__(allow_abbrev=False, **keywords)
@@ -34,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(least, most):
-    """A type of arguments: whole numbers in a range, in ASCII digits."""
+    """An argument type: a whole number (int) from least to most, in ASCII digits."""
 
     def parse(text):
         try:
@@ -46,18 +45,18 @@ def number(least, most):
 
 
 def seconds(text):
-    """A type of arguments: a time in seconds, over 0, fractions allowed."""
+    """An argument type: seconds (float) above 0."""
     try:
         value = float(text) if set(text) <= set("0123456789.eE+-") else math.nan
     except ValueError:
         value = math.nan
     if not 0 < value <= SECONDS_MOST:
-        raise argparse.ArgumentTypeError("%a is not a time in seconds, over 0 and up to %d" % (text, SECONDS_MOST))
+        raise argparse.ArgumentTypeError("%a is not a time in seconds, above 0 and up to %d" % (text, SECONDS_MOST))
     return value
 
 
 def client_id(text):
-    """A type of arguments: a UUID, as bytes."""
+    """An argument type: a UUID (bytes)."""
     data = text.encode("ascii", "replace")
     if not protocol.is_id(data):
         raise argparse.ArgumentTypeError("%a is not a UUID such as 123e4567-e89b-12d3-a456-426614174000" % text)
@@ -66,9 +65,3 @@ def client_id(text):
 
 port = number(0, PORT_MOST)
 server_port = number(1, PORT_MOST)
-
-
-def forget():
-    """Drops this module and argparse from memory: about 1 MB that the loop has no use for."""
-    for name in ("argparse", "gettext", __name__):
-        sys.modules.pop(name, None)

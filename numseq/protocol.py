@@ -1,7 +1,7 @@
-"""The protocol, without any I/O: bytes in, messages out; messages in, bytes out; for both directions.
+"""The protocol, one message at a time and without I/O: bytes to messages and messages to bytes, for both directions.
 
-It is total: every byte string is a message, the beginning of one, or a ProtocolError that says what is wrong.
-Messages are handled as bytes without their terminator, client ids as bytes as they were written.
+Every byte string is a message, the beginning of one, or a ProtocolError that says what is wrong; nothing else is raised.
+Messages are bytes without their terminator, client ids are bytes in the case in which they were written.
 """
 
 from . import digits
@@ -14,19 +14,13 @@ ID_SHAPE = b"xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx"  # of a UUID; x is a hex digi
 INIT, CONT, RECV, FIN = b"INIT", b"CONT", b"RECV", b"FIN"
 ACK, NUM, FAC, ERR = b"ACK", b"NUM", b"FAC", b"ERR"
 
-# The longest messages there are, with their terminators: what is longer is refused before its end is seen.
+# The longest messages, with their terminators: longer ones are refused before their end has come.
 LONGEST_REQUEST = len(b"INIT,%b,%d,%d;" % (ID_SHAPE, N_MOST, BATCH_MOST))
-SHORTEST_RECV = len(b"RECV,0;")
-RUN_MOST = digits.RUN  # of RECVs answered at once
-LONGEST_INDEX = LONGEST_REQUEST - len(b"RECV,;")  # digits, with the zeros before it
+LONGEST_INDEX = LONGEST_REQUEST - len(b"RECV,;")  # digits of a RECV's index, leading zeros included
 LONGEST_REPLY = len(b"NUM,") + len(b"100:") * N_MOST
 
 NUMBER_BYTES = len(b"100:")  # of a number in a NUM, at most
 CHECKSUM_DIGITS = 32  # of an md5
-
-# Bytes of numbers read ahead for each request of a run: 16 cache lines in order take no longer than the one at which a
-# request would wait alone. A tenth of the time where 16 clients of 65,535 numbers share a cache of 1 MiB.
-WARMED = 1024
 
 # What ERR says is wrong.
 UNKNOWN_TYPE = "Unknown message type"
@@ -49,7 +43,7 @@ STORE_FAILED = "The sequence cannot be kept now"
 
 
 class ProtocolError(Exception):
-    """What is wrong with a message, as ERR says it."""
+    """A malformed or unexpected message. str() is what ERR says of it."""
 
 
 # ---- messages
@@ -59,20 +53,20 @@ FIN_MESSAGE = b"FIN;"
 
 
 def encode(kind, *contents):
-    """A message with its terminator (bytes) of a type (bytes) and contents (bytes)."""
+    """A message (bytes) with its terminator, from its type (bytes) and the fields of its content (bytes)."""
     return b",".join((kind,) + contents) + b";"
 
 
 def encode_error(what):
-    """The ERR that says what is wrong (text)."""
+    """The ERR (bytes) that says what is wrong (text)."""
     return encode(ERR, what.encode("ascii", "backslashreplace"))
 
 
 def find_end(data, start, longest, searched=0):
-    """Where the message that begins at start ends (its terminator's index), or -1 where its end is not there yet.
+    """The index of the terminator of the message that begins at start, or -1 where it has not come yet.
 
-    `searched` is up to where there is known to be none, so that a long message that comes in small pieces is
-    not searched from its beginning each time. Raises ProtocolError for one that will be longer than `longest`.
+    Bytes before `searched` are known to have none, so that a long message in small pieces is not searched from its
+    beginning each time. Raises ProtocolError for a message longer than `longest` bytes.
     """
     end = data.find(b";", searched if searched > start else start, start + longest)
     if end < 0 and len(data) - start >= longest:
@@ -81,7 +75,7 @@ def find_end(data, start, longest, searched=0):
 
 
 def parse_number(text, least, most):
-    """The number (int) that text (bytes) is: ASCII digits only, in the range; else ValueError."""
+    """The number (int) in text (bytes): ASCII digits alone, from least to most. Raises ValueError."""
     if not text.isdigit():
         raise ValueError("not a number")
     number = int(text)
@@ -94,7 +88,7 @@ _SHAPES = bytes(b"x"[0] if chr(i) in "0123456789abcdefABCDEF" else i if chr(i) =
 
 
 def is_id(text):
-    """Whether text (bytes) is a client id: a UUID in its usual form, in either case."""
+    """Whether text (bytes) is a client id: a UUID as 8-4-4-4-12 hex digits, in either case."""
     return text.translate(_SHAPES) == ID_SHAPE
 
 
@@ -102,9 +96,9 @@ def is_id(text):
 
 
 def parse_request(message):
-    """(type, argument) of a client's message; raises ProtocolError.
+    """(type, argument) of a client's message. Raises ProtocolError.
 
-    The argument is (id, n, batch) of an INIT, the id of a CONT, the index (int) of a RECV, None of a FIN.
+    The argument of INIT is (id, n, batch), of CONT the id, of RECV the index (int), of FIN None.
     """
     kind, comma, content = message.partition(b",")
     if kind not in _REQUESTS:
@@ -152,73 +146,28 @@ _REQUESTS = {INIT: _parse_init, CONT: _parse_cont, RECV: _parse_recv, FIN: _pars
 
 
 def encode_receives(first, last):
-    """The RECVs of the batches first to last - 1, as one string of bytes."""
+    """The RECVs (bytes) of the batches from first up to last, which is not included."""
     return b"RECV,%d;" * (last - first) % tuple(range(first, last))
 
 
 # ---- what servers send
 
-
-_PLACE, _LAST_PLACE = digits.place(b":"), digits.place(b";")  # of a number in a batch
-_HEAD = digits.place(b",")  # of the MARK before a batch
-_NUM_COLUMNS = digits.columns(NUM)  # which is written as NUM
-_END = b";"[0]  # what the last byte of a message is
-# The comma of a RECV is where its index begins.
-_TABS = bytes.maketrans(b",", digits.TAB)
-
-
-# encode_batch(numbers) is the NUM (bytes) of a batch's numbers (bytes, one a number).
+# encode_batch(numbers) is the NUM (bytes) of a batch's numbers (bytes, one per number).
 encode_batch = digits.writer(b"NUM,", b":", b";")
-
-
-def encode_batches(numbers, batch):
-    """The NUMs of full batches as one string of bytes. The numbers (bytes) have a MARK before each batch."""
-    row = _HEAD + _PLACE * (batch - 1) + _LAST_PLACE
-    return digits.unpad(digits.pad(numbers, row, len(_PLACE), _NUM_COLUMNS))
-
-
-def answer_receives(data, numbers, batch, most):
-    """(answers, bytes taken) of the RECVs that data begins with, at most `most` (up to RUN_MOST) of them; or None.
-
-    The fast path of a server: a few operations on whole buffers, and none of Python's for each message. It may be
-    taken for whatever comes once a sequence is open, because all but whole RECVs of full batches makes it None,
-    and then goes message by message. The numbers (bytes) are those of the whole sequence.
-    """
-    if data[:5] != b"RECV,":  # another message begins it: cheaper to see here than by an exception
-        return None
-    index = data[5:-1]
-    if index.isdigit() and data[-1] == _END and len(data) <= LONGEST_REQUEST:  # one alone, as each waits for the last
-        place = int(index) * batch
-        asked = numbers[place:place + batch]
-        return (encode_batch(asked), len(data)) if len(asked) == batch else None
-    run = bytes(data[:data.rfind(b";", 0, SHORTEST_RECV * most) + 1])
-    count = run.count(b";RECV,") + 1
-    indices = run.translate(_TABS, b"RECV;")
-    if len(indices) != len(run) - count * len(b"RECV;"):  # there is some of that elsewhere, or nothing at all
-        return None
-    places = digits.read(indices, count, batch)
-    if places is None:
-        return None
-    if len(numbers) <= WARMED * count:
-        numbers.find(digits.MARK)  # There is none: this reads them all, in order, into the cache.
-    marked = digits.MARK + digits.MARK.join([numbers[place:place + batch] for place in places])
-    if len(marked) != count * (1 + batch):  # a batch that is short, or behind the end
-        return None
-    return encode_batches(marked, batch), len(run)
 
 
 # ---- what clients read
 
 
 def parse_reply(message):
-    """(type, content) of a server's message; raises ProtocolError.
+    """(type, content) of a server's message. Raises ProtocolError.
 
-    The content is the numbers of a NUM (bytes, one a number), the checksum of a FAC (text), what is wrong of an ERR
-    (text), None of an ACK.
+    The content of NUM is its numbers (bytes, one per number), of FAC the checksum (text), of ERR what is wrong (text),
+    of ACK None.
     """
     kind, comma, content = message.partition(b",")
     if kind not in _REPLIES:
-        raise ProtocolError("an answer of no known type")
+        raise ProtocolError("unknown message type")
     return kind, _REPLIES[kind](content, comma)
 
 
@@ -236,7 +185,7 @@ def _parse_num(content, comma):
 
 def _parse_fac(content, comma):
     if len(content) != CHECKSUM_DIGITS or content.strip(b"0123456789abcdef"):
-        raise ProtocolError("a checksum that is none")
+        raise ProtocolError("malformed checksum")
     return content.decode("ascii")
 
 
@@ -250,26 +199,5 @@ _PRINTABLE = bytes(i if 32 <= i < 127 else ord("?") for i in range(256))
 
 
 def printable(data):
-    """Bytes of a peer's as text that may be shown: nothing in it moves a terminal's cursor."""
+    """Bytes from a peer as text that is safe to show: no control characters, which could move a terminal's cursor."""
     return bytes(data).translate(_PRINTABLE).decode("ascii")
-
-
-def split_numbers(data, batch, most):
-    """(numbers, bytes taken) of the NUMs of full batches that data begins with, at most `most`; or None.
-
-    The fast path of a client, as `answer_receives` is of a server: it may be taken whenever NUMs of full batches are
-    what is expected, because anything else makes it None, and then goes message by message.
-    """
-    end = data.rfind(b";")
-    if end < 0 or not data.startswith(b"NUM,"):
-        return None
-    texts = bytes(data[4:end]).split(b";NUM,", most)
-    taken = end + 1
-    if len(texts) > most:
-        taken = end - len(texts.pop()) - len(b"NUM,")
-    if any(text.count(b":") != batch - 1 for text in texts):
-        return None
-    try:
-        return digits.parse(b":".join(texts).split(b":")), taken
-    except KeyError:
-        return None

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The server: keeps each client's sequence for a while, and hands it out over connections that drop.
+"""The server: keeps each client's sequence for a while, and sends it over connections that drop.
 
     python numseq/server.py 5000
 """
@@ -19,29 +19,32 @@ import sys
 import types
 
 from . import console, protocol, sequence
-from .loop import OUTPUT_HIGH, PORT_MOST, READ_SIZE, Loop
+from .loop import OUTPUT_HIGH, READ_SIZE, Loop
 from .session import Farewell, Session
-from .store import CLIENTS_MOST, RETENTION, MemoryStore
+from .store import CLIENTS_MOST, RETENTION, Requests
+from .store_memory import MemoryStore
+from .stream import PORT_MOST, listen
 
 SESSION_TIMEOUT = 1.0  # seconds a connection lives from its accept
 CONNECTIONS_MOST = 16384  # at once, where the limit of open files allows it: 1,500 bytes each, 25 MB
-MESSAGES_MOST = 1024  # requests answered a turn and connection, 2 ms of them at the slowest
+MESSAGES_MOST = 1024  # requests of a connection answered per turn: 2 ms at the slowest
 FILES_RESERVED = 16  # standard streams, selector, signals, listeners, and some to spare
-FAREWELLS_MOST = 32  # connections over the limit that are being told so; more are cut off without a word
-DRAWN_MOST = 32 * 1024 * 1024  # bytes of numbers drawn for connections, one each; beyond, the oldest are given up
-DRAWN_SMALL = 2048  # bytes of a sequence that is not counted: CONNECTIONS_MOST of them are as much again
+FAREWELLS_MOST = 32  # connections above the limit that are being told so; more are closed without a word
+DRAWN_MOST = 32 * 1024 * 1024  # bytes of numbers drawn for connections, one byte each; beyond, the oldest are dropped
+DRAWN_SMALL = 2048  # bytes of a sequence that does not count: CONNECTIONS_MOST of them are as much again
 
 
 class Server:
     """Accepts connections on the loop, and gives each a Session.
 
-    tell(text), where it is given, takes a line for each thing that happens.
+    tell(text), if given, gets a line for each event of a connection.
     """
 
     def __init__(self, loop, store, tell=None, session_timeout=SESSION_TIMEOUT, connections_most=None,
                  messages_most=MESSAGES_MOST, test_mode=False):
         self.loop = loop
         self.store = store
+        self.requests = Requests(loop, store, self._store_answered)
         self.tell = tell
         self.session_timeout = session_timeout
         self.connections_most = connections_most or connections_limit(loop)
@@ -50,17 +53,16 @@ class Server:
         self.farewells = set()
         self._listeners = []
         self._test_mode = test_mode
-        self._drawn = {}  # from session to bytes, in the order in which they were drawn
+        self._drawn = {}  # from session to bytes of its numbers, in the order in which they were drawn
         self._drawn_bytes = 0
-        self.asked = 0  # what the store was asked for and has not answered yet
 
     def listen(self, host, port):
-        """Listens on every address of host (text; ASCII) and port; returns the addresses. Raises OSError."""
-        self._listeners = self.loop.listen(host, port, self._accepted)
+        """Listens on every address of host (text, ASCII) and port; returns the addresses. Raises OSError."""
+        self._listeners = listen(self.loop, host, port, self._accepted)
         return [listener.address for listener in self._listeners]
 
     def drain(self):
-        """Stops accepting, lets the sessions that run end within their time, and then stops the loop.
+        """Stops accepting, lets the sessions end within their time, and then stops the loop.
 
         Called again, it stops the loop at once.
         """
@@ -70,15 +72,15 @@ class Server:
         self.stop_if_drained()
 
     def close(self):
-        """Aborts what there is."""
+        """Aborts all connections, and closes the listeners and the store."""
         self._close_listeners()
         for session in list(self.sessions) + list(self.farewells):
             session.stream.abort()
         self.store.close()
 
     def stop_if_drained(self):
-        """Stops the loop once nobody is accepted any more and nobody is left."""
-        if not (self._listeners or self.sessions or self.farewells or self.asked):
+        """Stops the loop if the server accepts no more and nothing is left to finish."""
+        if not (self._listeners or self.sessions or self.farewells or self.requests.in_flight):
             self.loop.stop()
 
     def _close_listeners(self):
@@ -99,14 +101,18 @@ class Server:
             if self.tell:
                 self.tell("connection refused: %s" % error)
 
-    # ---- what sessions ask for
+    def _store_answered(self):
+        if not self._listeners:
+            self.stop_if_drained()
+
+    # ---- for sessions
 
     def seed(self, client_id):
-        """The seed of a new sequence; under TEST_MODE alone it follows from the id."""
+        """The seed of a new sequence; in TEST_MODE it follows from the client id."""
         return client_id.decode("ascii") if self._test_mode else sequence.unpredictable_seed()
 
     def drawn(self, session, size):
-        """Bounds what is drawn for all sessions together: the one that drew first gives back first."""
+        """Bounds the memory of all drawn numbers: beyond it, the session that drew first drops its numbers."""
         if size > DRAWN_SMALL:
             self._drawn[session] = size
             self._drawn_bytes += size
@@ -115,25 +121,20 @@ class Server:
                 first.undraw()
                 self._drawn_bytes -= self._drawn.pop(first)
 
+    def opened(self, session):
+        """A session has its sequence open."""
+        if self.tell:
+            self.tell("%s: open" % session)
+
     def ended(self, session, error):
-        """A session is over: its place is free, and the store may count down."""
+        """A session's connection is over: frees its place, and releases its record."""
         self.sessions.discard(session)
         self._drawn_bytes -= self._drawn.pop(session, 0)
         if self.tell:
             self.tell("%s: %s" % (session, error or "closed"))
         if session.record is not None:
-            self.release(session.client_id)
+            self.requests.release(session.client_id)
         elif not self._listeners:
-            self.stop_if_drained()
-
-    def release(self, client_id):
-        """Undoes one opening of a record."""
-        self.asked += 1
-        self.store.release(client_id, self._released)
-
-    def _released(self):
-        self.asked -= 1
-        if not self._listeners:
             self.stop_if_drained()
 
 
@@ -144,20 +145,19 @@ def endpoint(address):
 
 
 def connections_limit(loop):
-    """How many connections the limit of open files allows for at once, beside what else is open."""
+    """How many connections the limit of open files allows at once, beside the other files."""
     try:
         files = os.sysconf("SC_OPEN_MAX")
     except (ValueError, OSError):
         files = -1
-    files = min(files if files > 0 else CONNECTIONS_MOST, loop.file_limit or CONNECTIONS_MOST)
+    files = min(files if files > 0 else CONNECTIONS_MOST, loop.poller.file_limit or CONNECTIONS_MOST)
     return max(1, min(files - FILES_RESERVED - FAREWELLS_MOST, CONNECTIONS_MOST))
 
 
 # ---- the command line
 
-
-DESCRIPTION = "Keeps sequences of numbers and hands them out over connections that drop. TEST_MODE in the " \
-              "environment makes a sequence follow from the client's id."
+DESCRIPTION = "Keeps sequences of numbers and sends them over connections that drop. With TEST_MODE in the " \
+              "environment, a sequence follows from the client's id."
 
 DEFAULTS = {
     "host": "127.0.0.1",
@@ -174,9 +174,9 @@ DEFAULTS = {
 
 
 def read_arguments(arguments, program):
-    """The settings; leaves the program with a message where there is something wrong with them."""
+    """The settings (a namespace). Where the arguments are wrong, ends the program with a line that says why."""
     if len(arguments) == 1:
-        try:  # a port alone, as on most devices: argparse takes a sixth of the start, and 1 to 2 MB
+        try:  # a port alone, as on most devices: argparse would take a sixth of the start, and 1 to 2 MB
             port = protocol.parse_number(arguments[0].encode("ascii"), 0, PORT_MOST)
         except ValueError:
             pass
@@ -186,7 +186,7 @@ def read_arguments(arguments, program):
 
 
 def parse_arguments(arguments, program):
-    """As `read_arguments`, for any arguments."""
+    """The settings, read by argparse."""
     from . import options
 
     parser = options.Parser(prog=program, description=DESCRIPTION)
@@ -203,22 +203,20 @@ def parse_arguments(arguments, program):
         help="connections at once (from the limit of open files, at most %d)" % CONNECTIONS_MOST)
     add("--clients", type=count, metavar="N", help="sequences kept at once (%(default)s)")
     add("--unsent", type=size, metavar="BYTES",
-        help="unsent output of a connection over which it is not read (%(default)s)")
+        help="unsent output of a connection above which it is not read (%(default)s)")
     add("--turn-bytes", type=size, metavar="BYTES",
         help="read from a connection before the next one's turn (%(default)s)")
     add("--turn-messages", type=count, metavar="N",
         help="requests of a connection answered before the next one's turn (%(default)s)")
     loudness = parser.add_mutually_exclusive_group()
-    loudness.add_argument("-q", "--quiet", action="store_true", help="print nothing but where it listens")
-    loudness.add_argument("-v", "--verbose", action="store_true", help="tell of every connection on standard error")
+    loudness.add_argument("-q", "--quiet", action="store_true", help="print only the line that says where it listens")
+    loudness.add_argument("-v", "--verbose", action="store_true", help="report every connection on standard error")
     parser.add_version()
     parser.set_defaults(**DEFAULTS)
     if not arguments:
         parser.print_help(sys.stderr)
         parser.exit(2)
-    settings = parser.parse_args(arguments)
-    options.forget()
-    return settings
+    return parser.parse_args(arguments)
 
 
 def serve(settings, program):
@@ -226,7 +224,8 @@ def serve(settings, program):
     loop = Loop()
     loop.read_size = settings.turn_bytes
     loop.output_high = settings.unsent
-    lines, complaints = console.Console(loop, console.file_of(sys.stdout)), console.Console(loop, console.file_of(sys.stderr))
+    lines = console.Console(loop, console.file_of(sys.stdout))
+    complaints = console.Console(loop, console.file_of(sys.stderr))
     loop.report = lambda error: complaints.line("%s: internal error: %r" % (program, error))
 
     def forgotten(client_id):

@@ -1,8 +1,15 @@
-"""The server's side of a connection: what is answered when, and what is kept meanwhile."""
+"""The server's side of a connection: a state machine over the protocol."""
 
 from . import protocol, sequence
-from .loop import AGAIN, HOLD, Stream
+from .pipeline import RUN_MOST, answer_receives
 from .store import EXISTS, FAILED, FULL, MISSING, Record
+from .stream import Stream
+
+# The phases of a session.
+NEW = "new"  # neither INIT nor CONT has come yet
+ASKED = "asked"  # the store was asked for the sequence
+OPEN = "open"  # the sequence is there
+OVER = "over"  # the last reply is written
 
 # What ERR says of a store's refusal.
 REFUSALS = {
@@ -14,159 +21,155 @@ REFUSALS = {
 
 
 class Session:
-    """One connection, and what it has open. Its phase follows from what it has."""
+    """One connection, and the sequence that it has open."""
 
-    __slots__ = ("server", "stream", "client_id", "record", "_numbers", "_most", "_timer", "_reply", "_held", "_last")
+    __slots__ = ("server", "stream", "phase", "client_id", "record", "_numbers", "_run_most", "_timer")
 
     def __init__(self, server, connection):
         self.server = server
-        self.client_id = None  # bytes, once the store was asked for it
-        self.record = None  # once the store gave it
-        self._numbers = None  # bytes, one a number, once they were needed
-        self._reply = None  # what came of asking the store
-        self._held = False  # whether the store takes its time
-        self._last = None  # once the last reply is made: whether the client is to be heard out
+        self.phase = NEW
+        self.client_id = None  # bytes, once it is known
+        self.record = None  # the store's, while it is open here
+        self._numbers = None  # bytes, one per number, once they are drawn
         self.stream = Stream(server.loop, connection, self)
         self._timer = server.loop.call_later(server.session_timeout, self._time_is_up)
 
-    # ---- what the stream calls
+    # ---- called by the stream
 
     def received(self, stream):
-        """Answers the messages that are there, within what a turn may cost, in one write."""
+        """Answers the requests in the stream's input, as many as a turn may take."""
         if self._numbers is not None:
-            answered = protocol.answer_receives(stream.input, self._numbers, self.record.batch, self._most)
+            answered = answer_receives(stream.input, self._numbers, self.record.batch, self._run_most)
             if answered is not None:
                 answers, taken = answered
                 stream.write(answers)
                 stream.input = stream.input[taken:]
-                return AGAIN if stream.input or stream.ended else None
-        replies = []
-        then = None
+                if stream.input or stream.ended:
+                    stream.resume()
+                return
         try:
-            then = self._answer_each(stream, replies)
+            self._answer_each(stream)
         except protocol.ProtocolError as error:
-            self._last = True
-            replies.append(protocol.encode_error(str(error)))
-        stream.write(b"".join(replies))
-        if self._last is not None or (stream.ended and then is None):
-            stream.close(expect_more=self._last)
-        return then
+            self._refuse(str(error))
 
     def closed(self, stream, error):
         self.server.loop.cancel(self._timer)
-        self.stream = None
+        self.phase = OVER
         self.server.ended(self, error)
 
     def _time_is_up(self):
         self.stream.abort()
 
-    # ---- messages
+    # ---- requests
 
-    def _answer_each(self, stream, replies):
-        """Answers message by message into replies; returns what `received` does. Raises ProtocolError."""
+    def _answer_each(self, stream):
+        """Answers request by request; raises ProtocolError."""
         data = bytes(stream.input)
-        position = size = 0
+        position = count = 0
         try:
             while position < len(data):
-                if replies and (size > stream.room() or len(replies) == self.server.messages_most):
-                    return AGAIN
+                if count == self.server.messages_most or stream.room() < 0:
+                    stream.resume()
+                    return
                 end = protocol.find_end(data, position, protocol.LONGEST_REQUEST)
                 if end < 0:
                     if stream.ended:
                         raise protocol.ProtocolError(protocol.UNFINISHED)
-                    return None
+                    return
                 kind, argument = protocol.parse_request(data[position:end])
-                answers = ANSWERS[self.record is not None]
-                if kind not in answers:
-                    raise protocol.ProtocolError(answers[None])
+                answer = ANSWERS[self.phase].get(kind)
+                if answer is None:
+                    raise protocol.ProtocolError(UNEXPECTED[self.phase])
                 position = end + 1
-                reply = answers[kind](self, argument)
-                if reply is None:
-                    return HOLD
-                replies.append(reply)
-                size += len(reply)
-                if self._last is not None:
-                    return None
-            return None
+                count += 1
+                answer(self, argument)
+                if self.phase is not OPEN:  # the store has not answered yet, or the session is over
+                    return
         finally:
             stream.input = data[position:]
+        if stream.ended:
+            stream.close()
 
     def _init(self, argument):
         client_id, n, batch = argument
-        record = Record(self.server.seed(client_id), n, batch)
-        return self._ask(self.server.store.create, client_id, record)
+        self.client_id = client_id
+        self.phase = ASKED
+        self.server.requests.create(client_id, Record(self.server.seed(client_id), n, batch), self._opened)
+        self._wait_for_store()
 
     def _cont(self, client_id):
-        return self._ask(self.server.store.open, client_id)
-
-    def _ask(self, method, client_id, *record):
-        """Asks the store; returns the reply, or None where the store takes its time."""
         self.client_id = client_id
-        self.server.asked += 1
-        method(client_id, *record, self._opened)
-        self._held = self._reply is None
-        return self._reply
+        self.phase = ASKED
+        self.server.requests.open(client_id, self._opened)
+        self._wait_for_store()
+
+    def _wait_for_store(self):
+        if self.phase is ASKED:
+            self.stream.pause()
 
     def _opened(self, record, refusal):
-        """The store's answer. It may come within the asking, or later, or when the client has gone."""
-        self.server.asked -= 1
-        if self.stream is None:
+        """The store's reply: at once, later, or after the client has gone."""
+        if self.phase is OVER:
             if record is not None:
-                self.server.release(self.client_id)
-            else:
-                self.server.stop_if_drained()
-            return
-        self.record = record
-        if record is None:
-            self._last = True
-            self._reply = protocol.encode_error(REFUSALS[refusal].format(self.client_id.decode("ascii")))
+                self.server.requests.release(self.client_id)
+        elif record is None:
+            self._refuse(REFUSALS[refusal].format(self.client_id.decode("ascii")))
         else:
-            self._reply = protocol.ACK_MESSAGE
-            if self.server.tell:
-                self.server.tell("%s: open" % self)
-        if self._held:
-            self.stream.write(self._reply)
-            if record is None:
-                self.stream.close()
-            else:
+            self.record = record
+            self.phase = OPEN
+            self.stream.write(protocol.ACK_MESSAGE)
+            if self.stream.paused:
                 self.stream.resume()
+            self.server.opened(self)
 
     def _recv(self, index):
         first = index * self.record.batch
         if first >= self.record.n:
-            return protocol.encode_error(protocol.NO_SUCH_BATCH % index)
-        return protocol.encode_batch(self._draw()[first:first + self.record.batch])
+            self.stream.write(protocol.encode_error(protocol.NO_SUCH_BATCH % index))
+        else:
+            self.stream.write(protocol.encode_batch(self._draw()[first:first + self.record.batch]))
 
     def _fin(self, argument):
-        self._last = False
-        return protocol.encode(protocol.FAC, sequence.checksum(self._draw()).encode("ascii"))
+        checksum = sequence.checksum(self._draw())
+        self.phase = OVER
+        self.stream.write(protocol.encode(protocol.FAC, checksum.encode("ascii")))
+        self.stream.close(expect_more=False)
+
+    def _refuse(self, what):
+        """Ends the session with the ERR that says what is wrong (text)."""
+        self.phase = OVER
+        self.stream.write(protocol.encode_error(what))
+        self.stream.close()
+
+    # ---- numbers
 
     def _draw(self):
         if self._numbers is None:
             self._numbers = sequence.draw(self.record.seed, self.record.n)
-            # A run of RECVs fills the output to twice its mark at the most.
+            # A run of RECVs fills the output to twice the high-water mark at most.
             longest = self.record.batch * protocol.NUMBER_BYTES
-            self._most = min(self.server.loop.output_high // longest + 1, self.server.messages_most, protocol.RUN_MOST)
+            self._run_most = min(self.server.loop.output_high // longest + 1, self.server.messages_most, RUN_MOST)
             self.server.drawn(self, len(self._numbers))
         return self._numbers
 
     def undraw(self):
-        """Gives back what can be drawn again."""
+        """Drops the numbers, which can be drawn again."""
         self._numbers = None
 
     def __str__(self):
         return "connection" if self.client_id is None else self.client_id.decode("ascii")
 
 
-# What is answered before a sequence is open, and then; under None, what is wrong with anything else.
-ANSWERS = (
-    {protocol.INIT: Session._init, protocol.CONT: Session._cont, None: protocol.TOO_EARLY},
-    {protocol.RECV: Session._recv, protocol.FIN: Session._fin, None: protocol.TOO_LATE},
-)
+# What answers which request in which phase; a missing one is an error.
+ANSWERS = {
+    NEW: {protocol.INIT: Session._init, protocol.CONT: Session._cont},
+    OPEN: {protocol.RECV: Session._recv, protocol.FIN: Session._fin},
+}
+UNEXPECTED = {NEW: protocol.TOO_EARLY, OPEN: protocol.TOO_LATE}  # what ERR says then
 
 
 class Farewell:
-    """A connection over the limit, on its way out with the reason."""
+    """A connection above the limit: told so, and closed."""
 
     __slots__ = ("server", "stream")
 
@@ -178,7 +181,7 @@ class Farewell:
         self.stream.close()
 
     def received(self, stream):
-        """Nothing is, after close()."""
+        """Never called: the stream is closing."""
 
     def closed(self, stream, error):
         self.server.farewells.discard(self)

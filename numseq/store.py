@@ -1,120 +1,116 @@
-"""Where clients' records live between connections.
+"""What a store of sequences promises, and how it is asked.
 
-The server knows no more of a store than these three methods, so that one that several servers share can stand in
-for the one in memory. Each answers through a callback, at once or later:
+A store keeps a Record for each client id (bytes) between connections. It has four methods, and answers through the
+callback `done`:
 
-    create(client_id, record, done)   creates the record unless there is one, and opens it;
-                                      done(record, None), or done(None, EXISTS), done(None, FULL)
-    open(client_id, done)             opens the record; done(record, None), or done(None, MISSING)
-    release(client_id, done)          undoes one create or open; done()
+    create(client_id, record, done)  creates the record unless there is one, and opens it:
+                                     done(record, None), or done(None, EXISTS | FULL | FAILED)
+    open(client_id, done)            opens the record: done(record, None), or done(None, MISSING | FAILED)
+    release(client_id, done)         undoes one create or one open: done()
+    close()                          gives back what the store holds of the loop and of the system
 
-and where the store itself is in trouble, done(None, FAILED). A record that nobody has open is kept for the retention
-and then forgotten, which is the store's own duty.
+What every store promises:
+
+- `done` is called exactly once: at once or later, also after the client has gone; with FAILED at the latest after
+  ANSWER_SECONDS, or at `close()`.
+- FAILED and FULL pass: a client tries again. EXISTS and MISSING do not.
+- A record that nobody has open is kept for the retention, and then forgotten and announced: the store calls
+  forgotten(client_id). None is forgotten while a connection has it open.
+
+`Requests` holds a store to the first of these, and counts what is in flight. tests/test_store.py has the suite that
+every store passes.
 """
 
 import collections
-import struct
 
 RETENTION = 30.0  # seconds a record is kept after its last connection ended
-CLIENTS_MOST = 100 * 1000  # records in memory: about 20 MB
-FORGET_BATCH = 256  # records forgotten a turn, so that thousands at once do not starve the sockets
-FORGET_PAUSE = 0.01  # seconds between two rounds: see MemoryStore._forget
+CLIENTS_MOST = 100 * 1000  # records kept at once: about 20 MB in memory
+ANSWER_SECONDS = 0.5  # in which a store answers: half of a session, so that the client still hears of the failure
 
 EXISTS = "exists"
 MISSING = "missing"
 FULL = "full"
 FAILED = "failed"
 
-# All that a sequence can be made from again: the seed (bytes or text), the count, the batch size.
+# All that a sequence can be made from again: the seed (bytes or text), how many numbers, the batch size.
 Record = collections.namedtuple("Record", ["seed", "n", "batch"])
 
-# A record that nobody has open, as one object of 64 bytes instead of several of 200 together, and none that the
-# garbage collector goes through: when it is forgotten (seconds), n, batch, whether the seed is text; then the seed.
-_PACKED = struct.Struct("<dHH?")
+# The states of a request.
+WAITING = "waiting"
+ANSWERED = "answered"
+TIMED_OUT = "timed out"
 
 
-def pack(record, deadline):
-    """A record (n and batch up to 65,535; text of ASCII) and its deadline as bytes."""
-    is_text = isinstance(record.seed, str)
-    return _PACKED.pack(deadline, record.n, record.batch, is_text) + (record.seed.encode("ascii") if is_text else record.seed)
+class Requests:
+    """Asks a store. Each request is answered exactly once, with FAILED after ANSWER_SECONDS.
 
-
-def unpack(packed):
-    """The record as it was."""
-    _, n, batch, is_text = _PACKED.unpack_from(packed)
-    seed = packed[_PACKED.size:]
-    return Record(seed.decode("ascii") if is_text else seed, n, batch)
-
-
-class MemoryStore:
-    """Records in this process's memory, on the loop's clock. About 200 bytes a record.
-
-    forgotten(client_id) is called for each record that is dropped.
+    in_flight  how many requests the store has not answered yet (int)
+    answered   is called without arguments after each answer, late ones included
     """
 
-    def __init__(self, loop, forgotten, retention=RETENTION, clients_most=CLIENTS_MOST):
+    def __init__(self, loop, store, answered):
+        self.in_flight = 0
         self._loop = loop
-        self._forgotten = forgotten
-        self._retention = retention
-        self._clients_most = clients_most
-        self._open = {}  # from client id to [record, how many have it open]
-        self._kept = {}  # from client id to packed record: those that nobody has open, in the order they are forgotten in
-        self._timer = None
-
-    def __len__(self):
-        return len(self._open) + len(self._kept)
+        self._store = store
+        self._answered = answered
 
     def create(self, client_id, record, done):
-        if client_id in self._open or client_id in self._kept:
-            done(None, EXISTS)
-        elif len(self._open) + len(self._kept) >= self._clients_most:
-            done(None, FULL)
-        else:
-            self._open[client_id] = [record, 1]
-            done(record, None)
+        """Asks for a record to be created and opened: see the store's `create`."""
+        request = _Request(self, client_id, done)
+        self._store.create(client_id, record, request.answer)
+        request.wait()
 
     def open(self, client_id, done):
-        entry = self._open.get(client_id)
-        if entry is None:
-            packed = self._kept.pop(client_id, None)
-            if packed is None:
-                done(None, MISSING)
-                return
-            entry = self._open[client_id] = [unpack(packed), 0]
-        entry[1] += 1
-        done(entry[0], None)
+        """Asks for a record to be opened: see the store's `open`."""
+        request = _Request(self, client_id, done)
+        self._store.open(client_id, request.answer)
+        request.wait()
 
-    def release(self, client_id, done):
-        entry = self._open[client_id]
-        entry[1] -= 1
-        if not entry[1]:
-            del self._open[client_id]
-            deadline = self._loop.now + self._retention
-            self._kept[client_id] = pack(entry[0], deadline)
-            if self._timer is None:
-                self._timer = self._loop.call_at(deadline, self._forget)
-        done()
+    def release(self, client_id):
+        """Has one create or open undone. Nobody waits for the answer, but it is in flight until then."""
+        self.in_flight += 1
+        self._store.release(client_id, self._released)
 
-    def close(self):
-        """Drops the timer."""
-        self._loop.cancel(self._timer)
+    def _released(self):
+        self.in_flight -= 1
+        self._answered()
 
-    def _forget(self):
-        """Forgets what is due. One timer is enough: all are kept equally long, so the first is always due first."""
-        now = self._loop.now
-        due = []
-        following = None
-        for client_id, packed in self._kept.items():
-            deadline = _PACKED.unpack_from(packed)[0]
-            if deadline > now or len(due) == FORGET_BATCH:
-                following = deadline
-                break
-            due.append(client_id)
-        for client_id in due:
-            del self._kept[client_id]
-            self._forgotten(client_id)
-        # Going through a dict from its front passes over what was deleted there (1 ns each). The pause keeps
-        # that under a percent of the time with as many clients as there may be.
+
+class _Request:
+    """A create or an open in flight."""
+
+    __slots__ = ("_requests", "_client_id", "_done", "_state", "_timer")
+
+    def __init__(self, requests, client_id, done):
+        self._requests = requests
+        self._client_id = client_id
+        self._done = done
+        self._state = WAITING
         self._timer = None
-        if following is not None:
-            self._timer = self._loop.call_at(max(following, now + FORGET_PAUSE), self._forget)
+        requests.in_flight += 1
+
+    def wait(self):
+        """Limits how long the store may take, where it has not answered at once."""
+        if self._state is WAITING:
+            self._timer = self._requests._loop.call_later(ANSWER_SECONDS, self._time_is_up)
+
+    def answer(self, record, refusal):
+        """What the store calls as `done`."""
+        requests, state = self._requests, self._state
+        self._state = ANSWERED
+        if state is WAITING:
+            requests._loop.cancel(self._timer)
+            self._finish(record, refusal)
+        elif state is TIMED_OUT and record is not None:
+            requests.release(self._client_id)  # the client was told FAILED, so nobody has it open
+        requests._answered()
+
+    def _time_is_up(self):
+        self._state = TIMED_OUT
+        self._finish(None, FAILED)
+        self._requests._answered()
+
+    def _finish(self, record, refusal):
+        self._requests.in_flight -= 1
+        done, self._done = self._done, None
+        done(record, refusal)

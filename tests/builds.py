@@ -122,32 +122,7 @@ def unpack_debian(folder):
     return None
 
 
-@pytest.fixture(scope="session")
-def debian(request, tmp_path_factory):
-    """The path of Debian's minimal Python; it is fetched once for all runs."""
-    cache = getattr(request.config, "cache", None)
-    folder = str(tmp_path_factory.mktemp("debian") if cache is None else cache.mkdir("debian-minimal"))
-    reason = unpack_debian(folder)
-    if reason is not None:
-        missing(reason)
-    return os.path.join(folder, "usr", "bin", "python3.11")
-
-
 # ---- ways to run the programs
-
-
-@pytest.fixture(scope="session")
-def source(tmp_path_factory):
-    """A folder with the package and nothing else."""
-    return copy_package(str(tmp_path_factory.mktemp("source")))
-
-
-@pytest.fixture(scope="session")
-def pyz(tmp_path_factory):
-    """The path of the one file, just built."""
-    path = str(tmp_path_factory.mktemp("one-file") / "numseq.pyz")
-    subprocess.check_call([sys.executable, os.path.join(ROOT, "tools", "build_pyz.py"), path])
-    return path
 
 
 def copy_package(folder):

@@ -1,232 +1,26 @@
-"""What the tests share: a clock that only moves when told, a loop that runs on it, and both ends of a connection.
-
-How time passes:
-
-    loop.turn(), loop.run()        where nothing is ready, the clock jumps by what the loop wanted to wait
-    turn_until(loop, predicate)    the clock stands still, and the sockets get a few real milliseconds a turn
-    clock.advance(seconds)         the clock jumps
-
-The helpers are plain functions; they are also there as fixtures of the same name.
-"""
+"""Fixtures of the tests; plain helpers are in helpers.py, programs.py, builds.py and proxy.py."""
 
 import os
-import selectors
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import time
 
 import pytest
 
-from numseq.loop import Listener, Loop, Signals, Stream
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TEST_SECONDS = 30  # no test takes a tenth of it: one that hangs fails, and the others still run
-SOCKET_WAIT = 0.005  # real seconds that one turn of `turn_until` waits for sockets
-ANY_PORT = "127.0.0.1", 0
+import builds
+from helpers import ANY_PORT, ROOT, TEST_SECONDS, Clock, Recorder, TimeSelector
+from numseq.loop import Loop, Signals
+from numseq.stream import Listener, Stream, listen
+from programs import SHARED_SECONDS, Programs, ServerProgram
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "lesson(number): what others' reactors got wrong, which the test shows done right")
+    config.addinivalue_line("markers", "slow: takes more than a few seconds; `sh tests/run quick` leaves it out")
 
 
-# ---- helpers
-
-
-class Clock:
-    """Seconds that pass when told; any beginning but 0 will do."""
-
-    def __init__(self):
-        self.seconds = 1000.0
-
-    def __call__(self):
-        return self.seconds
-
-    def advance(self, seconds):
-        self.seconds += seconds
-
-
-class TimeSelector:
-    """The platform's selector, except that waiting costs no time: the clock jumps instead."""
-
-    def __init__(self, clock, selector=None):
-        self.clock = clock
-        self.real = selectors.DefaultSelector() if selector is None else selector
-        self.socket_wait = 0  # if not 0, a wait is this many real seconds, and the clock stands still
-        self.timeouts = []  # all that were asked for
-        for name in "register", "unregister", "modify", "get_map", "get_key", "close":
-            setattr(self, name, getattr(self.real, name))
-
-    def select(self, timeout=None):
-        self.timeouts.append(timeout)
-        events = self.real.select(0)
-        if events:
-            return events
-        if self.socket_wait:
-            return self.real.select(min(self.socket_wait, timeout))
-        self.clock.advance(timeout)
-        return []
-
-
-class Recorder:
-    """A handler that remembers. `reply(stream)` does as `received` of any handler; without it all input is taken."""
-
-    def __init__(self, reply=None):
-        self.reply = reply
-        self.events = []  # "connected", "received", "closed"
-        self.data = bytearray()  # the input, where there is no `reply`
-        self.stream = None
-        self.error = None  # what it was closed with
-
-    @property
-    def closed_times(self):
-        return self.events.count("closed")
-
-    def connected(self, stream):
-        self.stream = stream
-        self.events.append("connected")
-
-    def received(self, stream):
-        self.events.append("received")
-        if self.reply is not None:
-            return self.reply(stream)
-        self.data += stream.input
-        stream.input = b""
-        return None
-
-    def closed(self, stream, error):
-        self.events.append("closed")
-        self.error = error
-
-
-def turn_until(loop, predicate, turns=20000, seconds=10):
-    """Turns the loop until predicate() is true; fails the test after that many turns or real seconds."""
-    selector = loop.selector
-    end = time.monotonic() + seconds
-    first = loop.turns
-    before, selector.socket_wait = selector.socket_wait, SOCKET_WAIT
-    try:
-        while not predicate():
-            if loop.turns - first >= turns or time.monotonic() > end:
-                pytest.fail("still waiting after %d turns, with %d files watched, %d timers and the errors %r" % (
-                    loop.turns - first, len(selector.get_map()), loop.timers(), getattr(loop, "errors", None)))
-            loop.turn()
-    finally:
-        selector.socket_wait = before
-
-
-class SpySocket:
-    """A socket that remembers the system calls of a stream on it, and what each send was given."""
-
-    def __init__(self, real):
-        self.calls = []
-        self.sent = []
-        self._real = real
-
-    def recv(self, size):
-        self.calls.append("recv")
-        return self._real.recv(size)
-
-    def send(self, data, flags=0):
-        self.calls.append("send")
-        self.sent.append(bytes(data))
-        return self._real.send(data, flags)
-
-    def __getattr__(self, name):
-        return getattr(self._real, name)
-
-
-def is_idle(loop, turns=200):
-    """Whether the loop comes to rest: three of its turns together are waits. The clock jumps with them."""
-    waits = 0
-    for _ in range(turns):
-        before = loop.selector.clock()
-        loop.turn()
-        waits = waits + 1 if loop.selector.clock() > before else 0
-        if waits == 3:
-            return True
-    return False
-
-
-def fill(sender, data=b"x" * 65536):
-    """Sends until the kernel takes no more of a plain socket's output; returns how many bytes that was."""
-    timeout = sender.gettimeout()
-    sender.setblocking(False)
-    sent = 0
-    try:
-        while True:
-            sent += sender.send(data)
-    except BlockingIOError:
-        return sent
-    finally:
-        sender.settimeout(timeout)
-
-
-def reset(sender):
-    """Closes a plain socket so that its peer gets a reset."""
-    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sender.close()
-
-
-def read_from(loop, peer, count, at_once=64 * 1024):
-    """Turns the loop until `count` bytes have come to the plain socket `peer`, or its end; returns them."""
-    data = bytearray()
-
-    def complete():
-        while len(data) < count:
-            try:
-                some = peer.recv(min(at_once, count - len(data)))
-            except BlockingIOError:
-                return False
-            if not some:
-                break
-            data.extend(some)
-        return True
-
-    timeout = peer.gettimeout()
-    peer.setblocking(False)
-    try:
-        turn_until(loop, complete)
-    finally:
-        peer.settimeout(timeout)
-    return bytes(data)
-
-
-def read_to_end(loop, peer):
-    """Turns the loop until the plain socket `peer` has read its end; returns all that came. A reset is raised."""
-    return read_from(loop, peer, float("inf"))
-
-
-def run_python(code, timeout=TEST_SECONDS, **options):
-    """Runs code in a fresh interpreter, where numseq can be imported; returns what it printed. It has to end with 0."""
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, universal_newlines=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
-    try:
-        out, err = child.communicate(timeout=timeout)
-    except BaseException:
-        child.kill()
-        child.communicate()
-        raise
-    assert child.returncode == 0, "ended with %s:\n%s%s" % (child.returncode, out, err)
-    return out
-
-
-# ---- fixtures
-
-
-def _as_fixture(function):
-    return pytest.fixture(name=function.__name__)(lambda: function)
-
-
-turn_until_fixture = _as_fixture(turn_until)
-is_idle_fixture = _as_fixture(is_idle)
-fill_fixture = _as_fixture(fill)
-reset_fixture = _as_fixture(reset)
-read_from_fixture = _as_fixture(read_from)
-read_to_end_fixture = _as_fixture(read_to_end)
-run_python_fixture = _as_fixture(run_python)
+# ---- the loop and its sockets
 
 
 @pytest.fixture(autouse=True)
@@ -258,7 +52,7 @@ def loop(clock):
     loop.errors = []
     loop.report = loop.errors.append
     yield loop
-    for key in list(loop.selector.get_map().values()):
+    for key in list(loop.poller.selector.get_map().values()):
         if isinstance(key.data, Listener):
             key.data.close()
         elif not isinstance(key.data, Signals):  # those are the loop's own
@@ -324,3 +118,76 @@ def handler():
 def pair(make_pair, handler):
     """(Stream, plain socket at its other end)"""
     return make_pair(handler)
+
+
+@pytest.fixture
+def listener(loop):
+    """A Listener on the loopback; `.accepted` are the sockets that came."""
+    accepted = []
+    listener, = listen(loop, *ANY_PORT, accepted=accepted.append)
+    listener.accepted = accepted
+    yield listener
+    listener.close()
+    for connection in accepted:
+        connection.close()
+
+
+@pytest.fixture
+def client_of(sockets):
+    """A function: a plain socket connected to a listener."""
+
+    def connect(listener):
+        client = socket.create_connection(listener.address[:2], timeout=10)
+        sockets.append(client)
+        return client
+
+    return connect
+
+
+# ---- programs
+
+
+@pytest.fixture
+def programs(tmp_path):
+    """A Programs whose clients run in tmp_path."""
+    started = Programs(tmp_path)
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def port():
+    """The port of a server in TEST_MODE that all tests of a file use; what it says on standard error fails the last."""
+    server = ServerProgram(seconds=SHARED_SECONDS)
+    yield server.port
+    ended = server.stop()
+    server.close()
+    assert (ended.status, ended.err) == (0, "")
+
+
+# ---- builds
+
+
+@pytest.fixture(scope="session")
+def debian(request, tmp_path_factory):
+    """The path of Debian's minimal Python; it is fetched once for all runs."""
+    cache = getattr(request.config, "cache", None)
+    folder = str(tmp_path_factory.mktemp("debian") if cache is None else cache.mkdir("debian-minimal"))
+    reason = builds.unpack_debian(folder)
+    if reason is not None:
+        builds.missing(reason)
+    return os.path.join(folder, "usr", "bin", "python3.11")
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+    """A folder with the package and nothing else."""
+    return builds.copy_package(str(tmp_path_factory.mktemp("source")))
+
+
+@pytest.fixture(scope="session")
+def pyz(tmp_path_factory):
+    """The path of the one file, just built."""
+    path = str(tmp_path_factory.mktemp("one-file") / "numseq.pyz")
+    subprocess.check_call([sys.executable, os.path.join(ROOT, "tools", "build_pyz.py"), path])
+    return path

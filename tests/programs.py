@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from numseq.loop import Stream
+from numseq.stream import Stream, listen
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HOST = "127.0.0.1"
@@ -142,24 +142,6 @@ class Programs:
             program.close()
 
 
-@pytest.fixture
-def programs(tmp_path):
-    """A Programs whose clients run in tmp_path."""
-    started = Programs(tmp_path)
-    yield started
-    started.close()
-
-
-@pytest.fixture(scope="module")
-def port():
-    """The port of a server in TEST_MODE that all tests of a file use; what it says on standard error fails the last."""
-    server = ServerProgram(seconds=SHARED_SECONDS)
-    yield server.port
-    ended = server.stop()
-    server.close()
-    assert (ended.status, ended.err) == (0, "")
-
-
 # ---- servers made to misbehave, on the test's loop
 
 
@@ -263,7 +245,7 @@ class Liar:
         self.drip = drip
         self.peers = []
         self._answers = answers
-        self._listener, = loop.listen(HOST, port, self._accepted)
+        self._listener, = listen(loop, HOST, port, self._accepted)
         self.port = self._listener.address[1]
 
     def _accepted(self, connection):

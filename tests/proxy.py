@@ -3,7 +3,7 @@
 What becomes of a connection is a Plan's to say, and each connection can have its own.
 """
 
-from numseq.loop import Stream
+from numseq.stream import Stream, connect, listen
 
 UP, DOWN = "up", "down"  # from the client to the server, and back
 RST, FIN = "RST", "FIN"
@@ -48,7 +48,7 @@ class Proxy:
         self.connections = 0
         self.broken = 0  # how many of them were cut, or vanished, as planned
         self._plan = plan
-        self._listener, = loop.listen(host, 0, self._accepted)
+        self._listener, = listen(loop, host, 0, self._accepted)
         self.port = self._listener.address[1]
 
     def _accepted(self, connection):
@@ -82,7 +82,7 @@ class Link:
         client, *others = self.ends
         client.connected(Stream(self.proxy.loop, connection, client))
         for end in others:
-            end.connector = self.proxy.loop.connect(*(self.proxy.server + (end,)))
+            end.connector = connect(self.proxy.loop, *self.proxy.server, handler=end)
         for lane in self.lanes.values():
             lane.follow_plan()
 

@@ -15,7 +15,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if ROOT not in sys.path:
@@ -24,11 +23,11 @@ if ROOT not in sys.path:
 from programs import HOST, ServerProgram, environment, script
 from proxy import DOWN, FIN, RST, UP, Plan, Proxy
 
-from numseq.client import Fetch, new_id
+from numseq.transfer import Fetch, new_id
 from numseq.journal import Journal
 from numseq.loop import Loop
 from numseq.server import Server
-from numseq.store import MemoryStore
+from numseq.store_memory import MemoryStore
 
 SECONDS = 60.0
 CLIENTS = 64  # fetches at a time

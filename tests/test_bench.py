@@ -14,10 +14,10 @@ import tracemalloc
 
 import pytest
 
-from conftest import ANY_PORT, ROOT, TEST_SECONDS, SpySocket, read_from, read_to_end, turn_until
+from helpers import ANY_PORT, ROOT, TEST_SECONDS, SpySocket, read_from, read_to_end, turn_until
 from numseq import protocol
 from numseq.server import Server
-from numseq.store import MemoryStore
+from numseq.store_memory import MemoryStore
 
 RUN = os.path.join(ROOT, "bench", "run.py")
 ROW = re.compile(r"\| (\S.*?) +\| +([0-9.e+-]+) \| +([0-9.e+-]+) \| +([0-9.]+) \|")
@@ -132,7 +132,7 @@ def counted(loop, server, sockets, monkeypatch):
     session.stream._socket = SpySocket(session.stream._socket)
     calls = session.stream._socket.calls
     for name in "register", "modify", "unregister":
-        monkeypatch.setattr(loop.selector, name, lambda *_, name=name: calls.append(name))
+        monkeypatch.setattr(loop.poller.selector, name, lambda *_, name=name: calls.append(name))
     return peer, calls
 
 

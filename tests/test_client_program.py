@@ -11,11 +11,12 @@ import time
 import uuid
 
 import pytest
-from conftest import turn_until
-from programs import Liar, cut, end, hang, honest, instead, numbers_of, port, programs  # noqa: F401 (fixtures)
+from helpers import turn_until
+from programs import Liar, cut, end, hang, honest, instead, numbers_of
 
 from numseq import client as client_module
-from numseq.client import COMPLETE, INTERRUPTED, OUTPUT_FAILED, UNREAD
+from numseq.client import COMPLETE, INTERRUPTED
+from numseq.output import OUTPUT_FAILED, UNREAD
 from numseq.journal import load
 
 NUMBERS = numbers_of(1, 23)
@@ -253,7 +254,7 @@ def test_a_transcript_on_standard_error_that_cannot_be_written_ends_as_on_standa
 STATUSES = {
     "complete": (GOOD, COMPLETE, RESULT, ""),
     "checksum": (WRONG_CHECKSUM, 1, NOT_VALID,
-                 "client.py: the numbers are not those of the server and were dropped, CONTINUE fetches them anew\n"
+                 "client.py: these are not the server's numbers, so they were dropped; CONTINUE fetches them again\n"
                  "client.py: to go on: client.py CONTINUE {port}\n"),
     "refused": (instead(GOOD, INIT=b"ERR,Too many clients;"), 3, "", "client.py: refused: Too many clients\n"),
     "lost": (instead(GOOD, RECV_3=cut), 4, "", "client.py: %s\nclient.py: to go on: client.py CONTINUE {port}\n" % RESET),
@@ -466,7 +467,7 @@ def test_a_state_that_is_no_good_is_told_in_one_line_and_stays(programs, port, t
 
 
 @pytest.mark.parametrize("theirs, status, said", [
-    (honest(NUMBERS[::-1], 5), 1, "the numbers are not those of the server and were dropped"),
+    (honest(NUMBERS[::-1], 5), 1, "these are not the server's numbers, so they were dropped"),
     (honest(NUMBERS, 4), 5, "4 numbers in batch 3, which has 5"),
     (instead(GOOD, RECV=b"ERR,Invalid batch index requested: 3;"), 3, "refused: Invalid batch index requested: 3"),
 ])

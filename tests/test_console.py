@@ -12,7 +12,7 @@ import socket
 
 import pytest
 
-from conftest import Recorder, is_idle, run_python, turn_until
+from helpers import Recorder, is_idle, run_python, turn_until
 from numseq import console as module
 from numseq.console import Console, file_of, open_standard_streams
 
@@ -179,7 +179,7 @@ def test_reader_that_has_gone_ends_the_loop_or_makes_it_spin(loop, request, cons
         write_lines(console, 0, 10)
         assert is_idle(loop)
     assert loop.errors == []
-    assert len(loop.selector.get_map()) == 0
+    assert len(loop.poller.selector.get_map()) == 0
 
 
 @pytest.mark.parametrize("kind", ["pipe", "terminal"])
@@ -236,7 +236,7 @@ def test_closed_console_keeps_the_pipe_open(loop, console_on, pipe):
     ours.close()
     assert theirs.read(100) == b"last\n"
     assert theirs.read(100) == b""
-    assert len(loop.selector.get_map()) == 0
+    assert len(loop.poller.selector.get_map()) == 0
 
 
 def test_close_waits_for_a_reader(loop, console_on, pipe):
@@ -245,7 +245,7 @@ def test_close_waits_for_a_reader(loop, console_on, pipe):
     write_lines(console, 0, 5000)
     assert is_idle(loop)
     console.close()  # the test's time limit is what fails it
-    assert len(loop.selector.get_map()) == 0
+    assert len(loop.poller.selector.get_map()) == 0
 
 
 def test_line_after_close_is_an_error(loop, console_on, pipe):

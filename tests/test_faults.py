@@ -9,16 +9,17 @@ import time
 
 import pytest
 
-from conftest import Recorder
+from helpers import Recorder
 from programs import CLIENT_ID, HOST, numbers_of
 from proxy import DOWN, FIN, RST, UP, Plan, Proxy
 
 from numseq import protocol
-from numseq.client import TIMEOUT, Fetch, new_id
+from numseq.transfer import TIMEOUT, Fetch, new_id
 from numseq.errors import ConnectionLost
 from numseq.journal import Journal, load
 from numseq.server import SESSION_TIMEOUT, Server
-from numseq.store import MemoryStore
+from numseq.store_memory import MemoryStore
+from numseq.stream import connect
 
 lesson = pytest.mark.lesson
 ID = CLIENT_ID.encode("ascii")
@@ -59,7 +60,7 @@ class World:
         for _ in range(TURNS_MOST):
             if predicate():
                 return
-            if not self.loop.selector.real.select(0):
+            if not self.loop.poller.selector.real.select(0):
                 time.sleep(TURN_WAIT)
             self.loop.turn()
         pytest.fail("still waiting after %d turns, with %d timers" % (TURNS_MOST, self.loop.timers()))
@@ -273,7 +274,7 @@ def test_connection_that_is_replayed_afterwards_gets_at_a_sequence_or_changes_it
     recorded = bytes(world.proxy.links[0].heard)
     replay = Recorder()
     replay.connected = lambda stream: stream.write(recorded)
-    world.loop.connect(*world.proxy.server, handler=replay)
+    connect(world.loop, *world.proxy.server, handler=replay)
     world.turn_until(lambda: replay.data.endswith(b";"))
     assert replay.data == b"ERR,%b already exist;" % ID
     half = Journal(ID, N, BATCH, begun.numbers[:BATCH], world.state)

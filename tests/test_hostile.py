@@ -18,13 +18,14 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if ROOT not in sys.path:  # run as a file
     sys.path.insert(0, ROOT)
 
-from conftest import fill
+from helpers import fill
 from programs import CLIENT_ID, HOST, ServerProgram
 
 from numseq import protocol
-from numseq.client import Fetch, new_id
+from numseq.transfer import Fetch, new_id
 from numseq.journal import Journal
 from numseq.loop import Loop
+from numseq.pipeline import split_numbers
 from numseq.server import SESSION_TIMEOUT
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc to look at the server")
@@ -280,7 +281,7 @@ class Bystander:
         attack.send(peer, b"INIT,%b,%d,%d;" % (CLIENT_ID.encode("ascii"), N, BATCH) + protocol.encode_receives(0, BEGUN))
         peer.shutdown(socket.SHUT_WR)
         ack, answers = attack.answer(peer).split(b";", 1)
-        numbers, _ = protocol.split_numbers(answers, BATCH, BEGUN)
+        numbers, _ = split_numbers(answers, BATCH, BEGUN)
         self.journal = Journal(CLIENT_ID.encode("ascii"), N, BATCH, numbers)
 
     def check(self, port):

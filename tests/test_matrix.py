@@ -10,8 +10,7 @@ import subprocess
 import pytest
 
 import builds
-from builds import Build, debian, modules, newest, oldest, prepared, pyz, scripts, source  # fixtures among them
-from builds import serving, session, unpredictable_session
+from builds import Build, modules, newest, oldest, prepared, scripts, serving, session, unpredictable_session
 
 
 # ---- versions

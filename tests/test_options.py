@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from helpers import run_python
+
 from numseq import __version__, options, server, store
 
 ID = "123e4567-e89b-12d3-a456-426614174000"
@@ -205,19 +207,13 @@ def test_the_version_is_the_packages(capsys):
 
 @pytest.mark.parametrize("arguments, status, stream", [
     ([], 2, "stderr"), (["x"], 2, "stderr"), (["--version"], 0, "stdout"), (["-h"], 0, "stdout")], ids=repr)
-def test_as_a_program_it_ends_the_same_way(run_python, arguments, status, stream):
+def test_as_a_program_it_ends_the_same_way(arguments, status, stream):
     code = ("import io, subprocess, sys\n"
             "child = subprocess.Popen([sys.executable, 'numseq/server.py'] + %r, stdin=subprocess.DEVNULL,\n"
             "                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)\n"
             "out, err = child.communicate()\n"
             "print(child.returncode, 'stdout' * bool(out) + 'stderr' * bool(err), b'Traceback' in err)" % arguments)
     assert run_python(code) == "%d %s False\n" % (status, stream)
-
-
-@pytest.mark.parametrize("name", ["argparse", "gettext", "numseq.options"])
-def test_a_running_server_does_not_hold_what_reads_the_command_line(name):
-    parse("5000")
-    assert name not in sys.modules
 
 
 def test_seconds_are_finite_whatever_is_given():

@@ -11,7 +11,7 @@ import zipfile
 import pytest
 
 import builds
-from builds import ROOT, Build, debian, one_file, pyz, session
+from builds import ROOT, Build, one_file, session
 
 BUILD_PYZ = os.path.join("tools", "build_pyz.py")
 SECONDS_MOST = 25  # of one step that asks the package index

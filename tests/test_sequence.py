@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from helpers import run_python
+
 from numseq import sequence
 
 CLIENT_ID = "123e4567-e89b-12d3-a456-426614174000"
@@ -207,7 +209,7 @@ def test_with_hashes_of_its_own_hashlib_is_not_asked(monkeypatch):
     assert len(again.draw(b"seed", 5)) == 5
 
 
-def test_loading_the_sequence_does_not_load_openssl(run_python):
+def test_loading_the_sequence_does_not_load_openssl():
     for name in OWN:
         pytest.importorskip(name)
     loaded = run_python("import random, sys\n"

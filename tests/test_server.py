@@ -10,11 +10,14 @@ import tracemalloc
 
 import pytest
 
+from helpers import read_from, read_to_end, turn_until
 from numseq import protocol
 from numseq import server as server_module
-from numseq.loop import LINGER_SECONDS, READ
+from numseq.loop import READ
 from numseq.server import FAREWELLS_MOST, MESSAGES_MOST, Server, connections_limit, endpoint
-from numseq.store import FAILED, FULL, RETENTION, MemoryStore, Record
+from numseq.store import FAILED, FULL, RETENTION, Record
+from numseq.store_memory import MemoryStore
+from numseq.stream import LINGER_SECONDS
 
 ID = b"123e4567-e89b-12d3-a456-426614174000"
 OTHER_ID = b"00000000-0000-4000-8000-00000000000f"
@@ -75,13 +78,10 @@ class RefusingStore:
 
 
 class Running:
-    """A server that listens, and what a test does with it. `turn_until` and the like are those of conftest."""
+    """A server that listens, and what a test does with it."""
 
-    def __init__(self, loop, turn_until, read_from, read_to_end, options):
+    def __init__(self, loop, options):
         self.loop = loop
-        self.turn_until = turn_until
-        self.read_from = lambda peer, count: read_from(loop, peer, count)
-        self.read_to_end = lambda peer: read_to_end(loop, peer)
         self.peers = []
         self.forgotten = []
         self.told = []
@@ -92,6 +92,15 @@ class Running:
         options.setdefault("session_timeout", FOR_EVER)
         self.server = Server(loop, self.store, self.told.append, **options)
         self.address, = self.server.listen("127.0.0.1", 0)
+
+    def turn_until(self, predicate):
+        turn_until(self.loop, predicate)
+
+    def read_from(self, peer, count):
+        return read_from(self.loop, peer, count)
+
+    def read_to_end(self, peer):
+        return read_to_end(self.loop, peer)
 
     def connect(self, receive_buffer=None):
         peer = socket.socket()
@@ -106,7 +115,7 @@ class Running:
         """A connection that the server has accepted, and its session."""
         before = set(self.server.sessions)
         peer = self.connect()
-        self.turn_until(self.loop, lambda: len(self.server.sessions) > len(before))
+        self.turn_until(lambda: len(self.server.sessions) > len(before))
         session, = self.server.sessions - before
         return peer, session
 
@@ -127,7 +136,7 @@ class Running:
             return not view
 
         peer.setblocking(False)
-        self.turn_until(self.loop, sent)
+        self.turn_until(sent)
 
     def all_that_is_said(self, data):
         """All that the server answers to data on a new connection, up to its end; then the client hangs up."""
@@ -147,7 +156,7 @@ class Running:
             return data.count(b";") >= count
 
         peer.setblocking(False)
-        self.turn_until(self.loop, complete)
+        self.turn_until(complete)
         assert data.count(b";") == count and data.endswith(b";")
         return bytes(data)
 
@@ -155,17 +164,17 @@ class Running:
         """Ends a connection, and waits until the server knows."""
         count = len(self.server.sessions)
         peer.close()
-        self.turn_until(self.loop, lambda: len(self.server.sessions) < count)
+        self.turn_until(lambda: len(self.server.sessions) < count)
 
     def pass_time(self, seconds):
         """Lets time pass on the loop's clock, as fast as it can."""
-        self.loop.call_at(self.loop.selector.clock() + seconds, self.loop.stop)
+        self.loop.call_at(self.loop.poller.selector.clock() + seconds, self.loop.stop)
         self.loop.run()
 
     def turn(self, count):
         for _ in range(count):
             first = self.loop.turns
-            self.turn_until(self.loop, lambda: self.loop.turns > first)
+            self.turn_until(lambda: self.loop.turns > first)
 
     def close(self):
         for peer in self.peers:
@@ -174,12 +183,12 @@ class Running:
 
 
 @pytest.fixture
-def start(loop, turn_until, read_from, read_to_end):
+def start(loop):
     """A function: starts a server with options of Server's."""
     servers = []
 
     def start_one(**options):
-        servers.append(Running(loop, turn_until, read_from, read_to_end, options))
+        servers.append(Running(loop, options))
         return servers[-1]
 
     yield start_one
@@ -345,7 +354,7 @@ def one_error(answer):
 @pytest.mark.parametrize("message", BEFORE_INIT)
 def test_a_bad_beginning_gets_one_error_and_the_end(running, message, after):
     assert one_error(running.all_that_is_said(message + after))
-    running.turn_until(running.loop, lambda: not running.server.sessions)
+    running.turn_until(lambda: not running.server.sessions)
     for client_id in (ID, OTHER_ID):
         assert running.all_that_is_said(cont(client_id)) == b"ERR,Client-id: %b does not exist;" % client_id
 
@@ -451,7 +460,7 @@ def test_bytes_of_any_kind_never_stop_the_server(running, seed):
         for answer in re.findall(b"[^;]*;?", running.read_to_end(peer))[:-1]:
             protocol.parse_reply(answer[:-1])
             assert answer.endswith(b";")
-    running.turn_until(running.loop, lambda: not running.server.sessions)
+    running.turn_until(lambda: not running.server.sessions)
 
 
 # ---- pieces, pipelining, fairness, slow readers
@@ -500,7 +509,7 @@ def test_a_client_with_many_requests_does_not_keep_the_others_waiting(start, mes
     flooder, session = running.connected()
     running.say(flooder, init(5, 5), b"ACK;")
     flooder.sendall(messages * (7000 // len(messages)))
-    running.turn_until(running.loop, lambda: session.stream.input)
+    running.turn_until(lambda: session.stream.input)
     other = running.connect()
     other.sendall(init(5, 5, OTHER_ID) + b"RECV,0;FIN;")
     turns = running.loop.turns
@@ -516,14 +525,14 @@ def test_a_client_that_asks_and_does_not_read_is_read_no_more_and_costs_bounded_
     loop.output_high = 32 * 1024
     running = start()
     peer = running.connect(receive_buffer=4096)
-    running.turn_until(loop, lambda: running.server.sessions)
+    running.turn_until(lambda: running.server.sessions)
     session, = running.server.sessions
     n, count = 5000, 2000
     answer = nums(n, n)[0]
     requests = memoryview(init(n, n) + count * b"RECV,0;" + b"FIN;")
     peer.setblocking(False)
     requests = requests[peer.send(requests):]
-    running.turn_until(loop, lambda: not session.stream.interest & READ)
+    running.turn_until(lambda: not session.stream.interest & READ)
     running.turn(10)
     assert -session.stream.room() <= len(answer) + 32 * 1024
     assert len(session.stream.input) <= loop.read_size
@@ -539,7 +548,7 @@ def test_the_unsent_output_of_small_batches_is_bounded_and_waiting_for_it_costs_
     loop.output_high = 16 * 1024
     running = start()
     peer = running.connect(receive_buffer=16 * 1024)
-    running.turn_until(loop, lambda: running.server.sessions)
+    running.turn_until(lambda: running.server.sessions)
     session, = running.server.sessions
     answer = nums(batch, batch)[0]
     running.say(peer, init(batch, batch), b"ACK;")
@@ -567,8 +576,8 @@ def test_the_unsent_output_of_small_batches_is_bounded_and_waiting_for_it_costs_
         assert len(session.stream.input) <= 2 * loop.read_size
         assert requests or session.stream.input, "all was answered, so this shows nothing"
         unsent = unsent + 1 if session.stream.room() < loop.output_high else 0
-    assert not loop.selector.real.select(0), "the loop spins: something it watches is ready, and is not handled"
-    running.turn_until(loop, lambda: (send(), receive()) and len(answers) >= count * len(answer))
+    assert not loop.poller.selector.real.select(0), "the loop spins: something it watches is ready, and is not handled"
+    running.turn_until(lambda: (send(), receive()) and len(answers) >= count * len(answer))
     assert answers == count * answer
 
 
@@ -578,7 +587,7 @@ def test_a_client_that_asks_bit_by_bit_and_does_not_read_is_read_no_more(start, 
     loop.output_high = 16 * 1024
     running = start()
     peer = running.connect(receive_buffer=16 * 1024)
-    running.turn_until(loop, lambda: running.server.sessions)
+    running.turn_until(lambda: running.server.sessions)
     session, = running.server.sessions
     answer = nums(batch, batch)[0]
     if message != b"RECV,0;":
@@ -599,7 +608,7 @@ def test_a_client_that_asks_bit_by_bit_and_does_not_read_is_read_no_more(start, 
         count += portion
         running.turn(1)
         assert -session.stream.room() <= portion * len(answer) + loop.output_high
-    assert not loop.selector.real.select(0), "the loop spins: something it watches is ready, and is not handled"
+    assert not loop.poller.selector.real.select(0), "the loop spins: something it watches is ready, and is not handled"
     assert running.read_from(peer, count * len(answer)) == count * answer
     running.say(peer, b"FIN;", fac(batch))
 
@@ -627,7 +636,7 @@ def test_a_session_is_reset_a_second_after_its_accept_whatever_it_does(start, lo
     running.turn(2)
     assert session in running.server.sessions
     clock.advance(0.001)
-    running.turn_until(loop, lambda: session not in running.server.sessions)
+    running.turn_until(lambda: session not in running.server.sessions)
     assert clock() == pytest.approx(accepted + 1)
     with pytest.raises(ConnectionResetError):
         while peer.recv(65536):
@@ -706,10 +715,10 @@ def test_a_session_that_has_ended_leaves_no_timer(start, loop):
 
 def test_a_sequence_is_forgotten_when_its_retention_has_passed_and_no_sooner(running, clock):
     assert running.all_that_is_said(init() + b"FIN;") == b"ACK;" + fac(5)
-    running.turn_until(running.loop, lambda: not running.server.sessions)
+    running.turn_until(lambda: not running.server.sessions)
     running.pass_time(RETENTION - 0.01)
     assert running.all_that_is_said(cont() + b"FIN;") == b"ACK;" + fac(5)
-    running.turn_until(running.loop, lambda: not running.server.sessions)
+    running.turn_until(lambda: not running.server.sessions)
     running.pass_time(RETENTION - 0.01)
     assert running.forgotten == []
     running.pass_time(0.02)
@@ -745,7 +754,7 @@ def test_the_retention_begins_when_the_last_of_several_connections_ends(running)
 
 def test_refused_connections_do_not_prolong_the_retention(running):
     assert running.all_that_is_said(init() + b"FIN;") == b"ACK;" + fac(5)
-    running.turn_until(running.loop, lambda: not running.server.sessions)
+    running.turn_until(lambda: not running.server.sessions)
     running.pass_time(RETENTION - 1)
     assert running.all_that_is_said(init()) == b"ERR,%b already exist;" % ID
     assert one_error(running.all_that_is_said(b"NOPE;"))
@@ -759,21 +768,21 @@ def test_refused_connections_do_not_prolong_the_retention(running):
 def test_what_is_sent_before_a_slow_store_has_answered_waits_and_is_answered_in_order(slow):
     peer, session = slow.connected()
     peer.sendall(init(10, 5) + b"RECV,0;RECV,1;FIN;")
-    slow.turn_until(slow.loop, lambda: slow.store.answers)
+    slow.turn_until(lambda: slow.store.answers)
     slow.turn(3)
     with pytest.raises(BlockingIOError):
         peer.setblocking(False)
         peer.recv(1)
     slow.store.answer()
     assert slow.read_to_end(peer) == b"ACK;" + b"".join(nums(10, 5)) + fac(10)
-    slow.turn_until(slow.loop, lambda: not slow.server.sessions)
+    slow.turn_until(lambda: not slow.server.sessions)
     assert slow.store.released == [ID]
 
 
 def test_a_client_is_not_read_while_a_slow_store_has_not_answered(slow):
     peer, session = slow.connected()
     peer.sendall(cont())
-    slow.turn_until(slow.loop, lambda: slow.store.answers)
+    slow.turn_until(lambda: slow.store.answers)
     peer.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         for _ in range(100):
@@ -787,7 +796,7 @@ def test_a_client_is_not_read_while_a_slow_store_has_not_answered(slow):
 def test_a_slow_refusal_gets_to_the_client_and_ends_the_connection(slow):
     peer, session = slow.connected()
     peer.sendall(cont() + b"RECV,0;FIN;")
-    slow.turn_until(slow.loop, lambda: slow.store.answers)
+    slow.turn_until(lambda: slow.store.answers)
     slow.store.answer()
     assert slow.read_to_end(peer) == b"ERR,Client-id: %b does not exist;" % ID
     assert slow.store.released == []
@@ -797,7 +806,7 @@ def test_a_client_that_has_ended_its_input_still_gets_a_slow_stores_answer(slow)
     peer, session = slow.connected()
     peer.sendall(init(10, 5) + b"RECV,0;FIN;")
     peer.shutdown(socket.SHUT_WR)
-    slow.turn_until(slow.loop, lambda: slow.store.answers)
+    slow.turn_until(lambda: slow.store.answers)
     slow.turn(2)
     slow.store.answer()
     assert slow.read_to_end(peer) == b"ACK;" + nums(10, 5)[0] + fac(10)
@@ -807,7 +816,7 @@ def test_a_client_that_has_ended_its_input_still_gets_a_slow_stores_answer(slow)
 def test_a_record_that_comes_when_its_client_has_gone_is_given_back(slow, message):
     peer, session = slow.connected()
     peer.sendall(message)
-    slow.turn_until(slow.loop, lambda: slow.store.answers)
+    slow.turn_until(lambda: slow.store.answers)
     peer.close()
     slow.pass_time(1.01)
     assert not slow.server.sessions
@@ -821,7 +830,7 @@ def test_a_record_that_comes_when_its_client_has_gone_is_given_back(slow, messag
 def test_a_refusal_that_comes_when_its_client_has_gone_is_nobodys(slow):
     peer, session = slow.connected()
     peer.sendall(cont())
-    slow.turn_until(slow.loop, lambda: slow.store.answers)
+    slow.turn_until(lambda: slow.store.answers)
     slow.pass_time(1.01)
     assert not slow.server.sessions
     slow.store.answer()
@@ -836,7 +845,7 @@ def test_a_store_in_trouble_is_an_error_for_the_client(start, message, refusal, 
     peer = running.connect()
     peer.sendall(message + b"RECV,0;")
     if wrap is SlowStore:
-        running.turn_until(running.loop, lambda: running.store.answers)
+        running.turn_until(lambda: running.store.answers)
         running.store.answer()
     assert running.read_to_end(peer) == error(what)
 
@@ -846,7 +855,7 @@ def test_a_full_store_refuses_new_clients_and_serves_those_it_has(start, loop):
     assert running.all_that_is_said(init() + b"FIN;") == b"ACK;" + fac(5)
     assert running.all_that_is_said(init(5, 5, OTHER_ID)) == error(protocol.TOO_MANY_CLIENTS)
     assert running.all_that_is_said(cont() + b"FIN;") == b"ACK;" + fac(5)
-    running.turn_until(loop, lambda: not running.server.sessions)
+    running.turn_until(lambda: not running.server.sessions)
     running.pass_time(RETENTION + 0.1)
     assert running.all_that_is_said(init(5, 5, OTHER_ID) + b"FIN;") == b"ACK;" + fac(5, OTHER_ID)
 
@@ -892,14 +901,14 @@ def test_those_who_hang_up_after_being_told_free_their_place_at_once(start, loop
         peer = running.connect()
         assert running.read_to_end(peer) == error(protocol.TOO_MANY_CONNECTIONS)
         peer.close()
-        running.turn_until(loop, lambda: not running.server.farewells)
+        running.turn_until(lambda: not running.server.farewells)
 
 
 def test_the_limit_of_connections_follows_from_the_limit_of_files(loop):
     assert 1 <= connections_limit(loop) <= server_module.CONNECTIONS_MOST
-    loop.file_limit = 100
+    loop.poller.file_limit = 100
     assert 1 <= connections_limit(loop) < 100
-    loop.file_limit = 5
+    loop.poller.file_limit = 5
     assert connections_limit(loop) == 1
 
 
@@ -992,7 +1001,7 @@ def test_drained_the_server_waits_for_those_who_are_being_told_of_the_limit(star
     running = start(session_timeout=1.0, connections_most=1)
     first, session = running.connected()
     over = running.connect()
-    running.turn_until(loop, lambda: running.server.farewells)
+    running.turn_until(lambda: running.server.farewells)
     running.hang_up(first)
     began = clock()
     loop.call_later(0.1, running.server.drain)
@@ -1004,7 +1013,7 @@ def test_drained_the_server_waits_for_those_who_are_being_told_of_the_limit(star
 def test_drained_the_server_waits_until_a_slow_store_has_taken_back_its_records(slow, loop, clock):
     peer, session = slow.connected()
     peer.sendall(init())
-    slow.turn_until(loop, lambda: slow.store.answers)
+    slow.turn_until(lambda: slow.store.answers)
     slow.store.answer()
     assert slow.read_from(peer, 4) == b"ACK;"
     slow.store.slow_release = True
@@ -1018,11 +1027,12 @@ def test_drained_the_server_waits_until_a_slow_store_has_taken_back_its_records(
 
 def test_drained_the_server_gives_back_the_record_of_a_client_that_did_not_wait_for_it(slow, loop, clock):
     """In a store that is shared, nobody else would ever do that."""
+    slow.server.session_timeout = 0.2
     peer, session = slow.connected()
     peer.sendall(init())
-    slow.turn_until(loop, lambda: slow.store.answers)
+    slow.turn_until(lambda: slow.store.answers)
     loop.call_later(0.1, slow.server.drain)
-    loop.call_later(1.5, slow.store.answer)  # the session is over at 1
+    loop.call_later(0.4, slow.store.answer)  # the session is over at 0.2
     loop.run()
     assert slow.store.released == [ID]
 
@@ -1031,7 +1041,7 @@ def test_a_closed_server_resets_its_clients_and_leaves_nothing_behind(start, loo
     running = start(session_timeout=1.0, connections_most=3)
     peers = [running.connected()[0] for _ in range(3)]
     running.connect()
-    running.turn_until(loop, lambda: running.server.farewells)
+    running.turn_until(lambda: running.server.farewells)
     running.say(peers[0], init(65535, 65535), b"ACK;")
     peers[0].sendall(b"RECV,0;" * 50)
     running.turn(3)
@@ -1041,7 +1051,7 @@ def test_a_closed_server_resets_its_clients_and_leaves_nothing_behind(start, loo
             while peer.recv(65536):
                 pass
     assert not running.server.sessions and not running.server.farewells
-    assert len(loop.selector.get_map()) == 0
+    assert len(loop.poller.selector.get_map()) == 0
     assert refused(running.address)
 
 
@@ -1055,7 +1065,7 @@ def test_a_client_that_has_ended_its_input_gets_all_its_answers(running, n, batc
     running.send(peer, data)
     peer.shutdown(socket.SHUT_WR)
     assert running.read_to_end(peer) == b"ACK;" + count * nums(n, batch)[0]
-    running.turn_until(running.loop, lambda: not running.server.sessions)
+    running.turn_until(lambda: not running.server.sessions)
 
 
 def test_a_client_that_says_nothing_and_ends_is_let_go(running):
@@ -1099,7 +1109,7 @@ def test_without_test_mode_a_sequence_is_the_same_as_long_as_it_is_kept(start):
 def test_without_test_mode_an_id_that_comes_again_gets_another_sequence(start):
     running = start(test_mode=False)
     first = running.all_that_is_said(init(50, 50) + b"RECV,0;FIN;")
-    running.turn_until(running.loop, lambda: not running.server.sessions)
+    running.turn_until(lambda: not running.server.sessions)
     running.pass_time(RETENTION + 0.1)
     assert running.all_that_is_said(init(50, 50) + b"RECV,0;FIN;") != first
 
@@ -1182,7 +1192,7 @@ def test_what_is_told_is_lines_of_plain_text_that_name_the_client(running):
     running.all_that_is_said(init() + b"FIN;")
     running.all_that_is_said(b"\x1b[2J\r\n;")
     running.all_that_is_said(b"INIT,\x1b[2J\r\n,5,5;")
-    running.turn_until(running.loop, lambda: not running.server.sessions)
+    running.turn_until(lambda: not running.server.sessions)
     assert [line for line in running.told if ID.decode() in line]
     assert all(line.isprintable() for line in running.told)
 
@@ -1218,5 +1228,5 @@ def test_connections_do_not_leak_files(running):
         peer.shutdown(socket.SHUT_WR)
         running.read_to_end(peer)
         peer.close()
-    running.turn_until(running.loop, lambda: not running.server.sessions)
+    running.turn_until(lambda: not running.server.sessions)
     assert len(os.listdir(files)) == before

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from programs import CLIENT_ID, HOST, programs, script  # noqa: F401 (a fixture)
+from programs import CLIENT_ID, HOST, script
 
 from numseq.server import SESSION_TIMEOUT
 

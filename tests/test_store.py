@@ -5,7 +5,8 @@ import tracemalloc
 
 import pytest
 
-from numseq.store import EXISTS, FORGET_BATCH, FULL, MISSING, RETENTION, MemoryStore, Record
+from numseq.store import EXISTS, FULL, MISSING, RETENTION, Record
+from numseq.store_memory import FORGET_BATCH, MemoryStore
 
 RECORD = Record(b"5", 10, 2)
 OTHER = Record("6", 20, 3)
@@ -251,7 +252,7 @@ def test_thousands_due_at_once_go_in_bounded_batches_and_all_of_them(store, loop
         keep(store, b"%d" % i)
     clock.advance(RETENTION + 1)
     while len(forgotten) < count:
-        before, turns = len(forgotten), loop.turns
+        before = len(forgotten)
         loop.turn()
         assert len(forgotten) - before <= FORGET_BATCH
         assert loop.turns < 100

@@ -11,7 +11,7 @@ import uuid
 import zipfile
 
 import pytest
-from programs import CLIENT_ID, HOST, ROOT, module, numbers_of, port, programs, script  # noqa: F401 (fixtures)
+from programs import CLIENT_ID, HOST, ROOT, module, numbers_of, script
 
 from numseq import demo
 from numseq.store import MISSING
@@ -106,7 +106,7 @@ def test_a_sequence_dropped_by_the_session_timeout_is_continued_to_exactly_the_r
     server = programs.server("--session-timeout", 0.05)
     whole = "".join(transcript(10000))
     ended = programs.client("NEW", 10000, server.port, *WITH_ID)
-    skipped, arrived, drops = None, 0, 0
+    arrived = drops = 0
     while ended.status == 4 and drops < 100:
         drops += 1
         assert ended.err == "client.py: to go on: client.py CONTINUE %d\n" % server.port

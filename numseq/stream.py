@@ -1,0 +1,484 @@
+"""Sockets on the loop: streams, listeners, and outgoing connections.
+
+The owner of a stream is its handler, with three methods:
+
+    connected(stream)      the connection is established; called for `connect` alone
+    received(stream)       `stream.input` grew, or `stream.ended` became true. It takes what it can from `stream.input`
+                           and leaves the rest there. Where it stops early, it calls `stream.resume()` to be called
+                           again next turn, or `stream.pause()` to be called no more until somebody resumes the stream
+    closed(stream, error)  the connection is over; called once. error is an OSError or None
+"""
+
+import errno
+import os
+import socket
+import struct
+
+from .loop import READ, WRITE
+
+WRITE_SIZE = 256 * 1024  # bytes of one send, one per turn, so that one peer does not keep the others waiting; about what
+# a loopback socket takes
+LOW_DIVISOR = 4  # reading starts again once the unsent output is below OUTPUT_HIGH / 4
+INPUT_LIMIT = 1024 * 1024  # bytes that a handler may leave in `input`; more is a fault of the handler
+LINGER_SECONDS = 1.0  # how long a closing stream waits for its peer to take the rest and to end
+LINGER_BYTES = 64 * 1024 * 1024  # how much input a lingering stream throws away
+BACKLOG = 1024  # connections that the kernel may keep for us to accept; it lowers this to its own limit
+ACCEPT_BATCH = 64  # accepts per turn: fewer overflow the backlog, more starve the connections that are there
+ACCEPT_PAUSE = 0.1  # seconds that a listener rests when there are no more files or buffers
+PORT_MOST = 65535  # the highest port of TCP
+
+EXHAUSTED = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+NO_SUCH_FAMILY = frozenset([errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+MORE_FOLLOWS = getattr(socket, "MSG_MORE", 0)  # a flag of send: lets Linux put the data and the FIN in one segment
+
+# The states of a stream.
+OPEN = "open"
+LINGERING = "lingering"  # output is flushed, then our direction is shut down; input is thrown away until the peer ends
+CLOSING = "closing"  # output is flushed, then the socket is closed; the peer has ended, or says no more
+CLOSED = "closed"
+
+# What becomes of the input of an open stream.
+FLOWING = 0  # the handler is called when there is more
+PAUSED = 1  # nothing is read, and the handler is not called
+RESUMED = 2  # the handler is called next turn, also without more
+
+
+class Stream:
+    """A connected socket with a buffer for each direction. What is watched for follows from its state."""
+
+    __slots__ = ("loop", "handler", "interest", "input", "ended", "state",
+                 "_socket", "_output", "_flow", "_error", "_deadline", "_discarded")
+
+    def __init__(self, loop, connection, handler):
+        self.loop = loop
+        self.handler = handler
+        self.interest = 0
+        self.input = b""  # bytes or bytearray: what the handler has not taken yet
+        self.ended = False  # whether the peer has ended its direction
+        self.state = OPEN
+        self._socket = connection
+        self._output = b""  # b"" or a bytearray: what the kernel has not taken yet
+        self._flow = FLOWING
+        self._error = None  # the OSError of a send: nothing more can be sent, but a last ERR may still be there to read
+        self._deadline = None  # the timer that ends lingering and closing
+        self._discarded = 0  # bytes of input thrown away
+        loop.watch(self, READ)
+
+    def fileno(self):
+        return self._socket.fileno()
+
+    # ---- for its owner
+
+    def room(self):
+        """Bytes that may be written before the stream is no longer read."""
+        return self.loop.output_high - len(self._output)
+
+    def write(self, data):
+        """Sends bytes: at the end of this turn what the kernel takes then, the rest when it can.
+
+        All that is written in a turn goes in one send. Once the stream is closing, it does nothing.
+        """
+        if self.state is not OPEN or self._error is not None or not data:
+            return
+        if self._output:
+            self._output = grown(self._output, data)
+        else:
+            self._output = data if type(data) is bytes else bytes(data)  # the caller may change a bytearray
+        self.loop.attention[self] = None
+
+    def pause(self):
+        """Stops reading, and calling the handler, until `resume`."""
+        if self.state is OPEN:
+            self._flow = PAUSED
+            self.loop.attention[self] = None
+
+    def resume(self):
+        """Calls the handler next turn, with or without more input, and reads again."""
+        if self.state is OPEN:
+            self._flow = RESUMED
+            self.loop.attention[self] = None
+
+    @property
+    def paused(self):
+        """Whether the stream waits for `resume`."""
+        return self._flow == PAUSED
+
+    def close(self, expect_more=True):
+        """Flushes the output and closes, so that all of it reaches the peer.
+
+        The kernel answers unread input at a close with a reset, and throws away what the peer has not read yet (RFC
+        2525, 2.17). So the stream lingers: it flushes, shuts its own direction down, throws away what still comes, and
+        closes when the peer ends, at a deadline, or at a cap. With expect_more=False, where the peer has nothing more
+        to say, the socket is closed as soon as the output is flushed, which saves a turn and two system calls; a peer
+        that does say more at this very moment may lose the last of the output.
+        """
+        if self.state is not OPEN:
+            return
+        if self.ended and not self._output:
+            self._close(self._error)
+            return
+        self.state = LINGERING if expect_more and not self.ended else CLOSING
+        self._flow = FLOWING
+        self.loop.attention[self] = None
+
+    def abort(self, error=None):
+        """Closes at once, with a reset."""
+        if self.state is not CLOSED:
+            try:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            except OSError:  # the peer was faster
+                pass
+            self._close(error)
+
+    # ---- for the loop
+
+    def on_events(self, mask):
+        """At most one recv, whose data goes to the handler; one send where the kernel has room again."""
+        if mask & WRITE:
+            self._flush()
+            self.loop.attention[self] = None
+        if self._flow != FLOWING or not mask & READ:
+            return
+        try:
+            data = self._socket.recv(self.loop.read_size)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._close(self._error or error)
+            return
+        if not data or self.state is not OPEN:
+            self._end_or_discard(data)
+            return
+        self.input = grown(self.input, data) if self.input else data
+        self.handler.received(self)
+        if self._flow != FLOWING or self.input:
+            self.loop.attention[self] = None
+
+    def take_up(self):
+        """Calls the handler again where it was resumed, unless too much output is unsent."""
+        if self._flow == RESUMED and self._is_output_low():
+            self._flow = FLOWING
+            self.handler.received(self)
+        self.loop.attention[self] = None
+
+    def settle(self):
+        """The end of a turn: at most one send, then the selector's interest follows from the state."""
+        if self._output and not self.interest & WRITE:
+            self._flush()
+            if (self.interest and self.state is OPEN
+                    and not (self._output or self._flow or self.input or self.ended)):
+                return False  # nearly always: everything is sent, and the interest is still the same
+        if self.state is CLOSED:
+            return False
+        if self.state is not OPEN:
+            self._wind_down()
+            return False
+        if self.ended and self._error is not None:
+            self._close(self._error)
+            return False
+        if self._flow == FLOWING and len(self.input) > INPUT_LIMIT:
+            raise ValueError("a handler left %d bytes of input" % len(self.input))
+        self._update()
+        return self._flow == RESUMED and self._is_output_low()
+
+    # ---- from state to interest
+
+    def _update(self):
+        self.loop.watch(self, (READ if self._is_readable() else 0) | (WRITE if self._output else 0))
+
+    def _is_readable(self):
+        if self.state is not OPEN:
+            return self.state is LINGERING
+        if self.ended or self._flow == PAUSED or (self._flow == RESUMED and not self._is_output_low()):
+            return False
+        # Reading stops above the high-water mark and starts again below the low one.
+        return self.room() >= 0 if self.interest & READ else self._is_output_low()
+
+    def _is_output_low(self):
+        return len(self._output) * LOW_DIVISOR <= self.loop.output_high
+
+    # ---- steps
+
+    def _end_or_discard(self, data):
+        """Handles the peer's end (no data), and input after close()."""
+        self.ended = not data
+        if self.state is OPEN:
+            if self._error is None:
+                self.handler.received(self)
+        else:
+            self._discarded += len(data)
+            if self._discarded > LINGER_BYTES:
+                self.abort()
+        self.loop.attention[self] = None
+
+    def _flush(self):
+        """Sends the output, or the first WRITE_SIZE bytes of it."""
+        output = self._output
+        try:
+            if len(output) <= WRITE_SIZE:
+                sent = self._socket.send(output, 0 if self.state is OPEN else MORE_FOLLOWS)
+            else:
+                with memoryview(output) as view, view[:WRITE_SIZE] as head:
+                    sent = self._socket.send(head)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._error = error
+            sent = len(output)
+        if sent == len(output):
+            self._output = b""
+        else:
+            if type(output) is bytes:
+                self._output = output = bytearray(output)
+            del output[:sent]
+
+    def _wind_down(self):
+        """One step from close() to the socket's end: after some output has gone, or the peer has ended."""
+        if self.input:
+            if not self.ended:
+                self.state = LINGERING  # the peer did say more
+            self.input = b""
+        if self.ended:
+            self.state = CLOSING
+        if self._error is not None or (self.state is CLOSING and not self._output):
+            self._close(self._error)
+            return
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(LINGER_SECONDS, self.abort)
+        if not self._output:
+            try:
+                self._socket.shutdown(socket.SHUT_WR)
+            except OSError as error:  # the peer has gone
+                self._close(error)
+                return
+        self._update()
+
+    def _close(self, error):
+        self.loop.watch(self, 0)
+        self._socket.close()
+        self._socket = None
+        self.state = CLOSED
+        self._output = self.input = b""
+        self._flow = FLOWING
+        self.loop.cancel(self._deadline)
+        handler, self.handler = self.handler, None
+        handler.closed(self, error)
+
+
+def grown(data, more):
+    """data (bytes or bytearray) with more behind it: grows in place, so that many small pieces stay linear."""
+    if type(data) is bytes:
+        data = bytearray(data)
+    data += more
+    return data
+
+
+# ---- incoming connections
+
+
+def listen(loop, host, port, accepted):
+    """Listens on every address of host (text, ASCII) and port (0 takes a free one); returns the Listeners.
+
+    accepted(socket) is called for each connection. Raises OSError where an address cannot be had; a family that the
+    kernel lacks is passed over as long as another is there.
+    """
+    listeners, refusal = [], None
+    for family, address in resolve(host, port, socket.AI_PASSIVE):
+        if listeners and not port:  # one free port for all families
+            address = (address[0], listeners[0].address[1]) + address[2:]
+        try:
+            listeners.append(Listener(loop, listening_socket(family, address), accepted))
+        except OSError as error:
+            refusal = error
+            if error.errno not in NO_SUCH_FAMILY:
+                break
+    if refusal is not None and not (listeners and refusal.errno in NO_SUCH_FAMILY):
+        for listener in listeners:
+            listener.close()
+        raise refusal
+    return listeners
+
+
+class Listener:
+    """A listening socket. accepted(socket) is called for each connection, non-blocking, with TCP_NODELAY."""
+
+    def __init__(self, loop, listening, accepted):
+        self.loop = loop
+        self.interest = 0
+        self.address = listening.getsockname()
+        self._socket = listening
+        self._accept = acceptor(listening)
+        self._accepted = accepted
+        self._resting = None  # the timer that ends a rest
+        loop.watch(self, READ)
+
+    def fileno(self):
+        return self._socket.fileno()
+
+    def on_events(self, mask):
+        for connection in accept(self._accept, self._rest):
+            self._accepted(connection)
+            if self._socket is None:
+                return
+
+    def _rest(self):
+        """Out of files or buffers: a level-triggered listener would spin until some are free again."""
+        self.loop.watch(self, 0)
+        self._resting = self.loop.call_later(ACCEPT_PAUSE, self._wake)
+
+    def _wake(self):
+        self.loop.watch(self, READ)
+
+    def abort(self, error=None):
+        """An exception in `accepted` costs that connection, not the listener."""
+
+    def close(self):
+        if self._socket is not None:
+            self.loop.cancel(self._resting)
+            self.loop.watch(self, 0)
+            self._socket.close()
+            self._socket = None
+
+
+def accept(take, exhausted):
+    """The accept policy: yields a bounded batch of the sockets that take() returns; exhausted() when out of files."""
+    for _ in range(ACCEPT_BATCH):
+        try:
+            connection = take()
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                exhausted()
+                return
+            continue  # that connection is gone, or a firewall's rule forbids it: the next one may be fine
+        connection.setblocking(False)
+        yield connection
+
+
+def acceptor(listening):
+    """A function that accepts one connection of a listening socket and returns its socket; raises OSError.
+
+    socket.accept() makes enum members and a Python object: 2.4 us of a session's 50. The private function below it is
+    used where it is there.
+    """
+    accept_number = getattr(listening, "_accept", None)
+    if accept_number is None:
+        return lambda: listening.accept()[0]
+    family, kind = int(listening.family), int(listening.type)
+    return lambda: socket.SocketType(family, kind, 0, accept_number()[0])
+
+
+def listening_socket(family, address):
+    """A non-blocking socket that listens on address; raises OSError."""
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or a restart waits for TIME_WAIT
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a socket of its own
+        listening.bind(address)
+        listening.listen(BACKLOG)
+        listening.setblocking(False)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+# ---- outgoing connections
+
+
+def connect(loop, host, port, handler):
+    """Connects to the first address of host and port that answers; returns a Connector, which can be aborted.
+
+    Then handler.connected(stream) is called, or handler.closed(None, error) with the last OSError. Raises OSError
+    where the name has no address. The loop waits for the look-up: the standard library has no other way.
+    """
+    return Connector(loop, resolve(host, port), handler)
+
+
+class Connector:
+    """An outgoing connection being established: tries one address after the other."""
+
+    def __init__(self, loop, addresses, handler):
+        self.loop = loop
+        self.interest = 0
+        self._addresses = iter(addresses)
+        self._handler = handler
+        self._socket = None
+        # From the loop, so that the caller has this object in hand before anything is called back.
+        self._start = loop.call_later(0, self._next)
+        self._error = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+
+    def fileno(self):
+        return self._socket.fileno()
+
+    def abort(self, error=None):
+        """Gives up, without a word to the handler."""
+        self.loop.cancel(self._start)
+        self._addresses = iter(())
+        self._drop()
+
+    def on_events(self, mask):
+        self._check(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    def _next(self):
+        for family, address in self._addresses:
+            try:
+                self._socket = socket.socket(family, socket.SOCK_STREAM)
+                self._socket.setblocking(False)
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                code = self._socket.connect_ex(address)
+                if code in (errno.EINPROGRESS, errno.EINTR):
+                    self.loop.watch(self, WRITE)
+                    return
+            except OSError as error:
+                self._error = error
+                self._drop()
+                continue
+            self._check(code)
+            return
+        self._handler.closed(None, self._error)
+
+    def _check(self, code):
+        if not code:
+            try:
+                # Connecting to a free port of one's own host can meet oneself (a simultaneous open).
+                if self._socket.getsockname() == self._socket.getpeername():
+                    code = errno.ECONNREFUSED
+            except OSError as error:  # reset at this very moment
+                code = error.errno
+        if code:
+            self._error = OSError(code, os.strerror(code))
+            self._drop()
+            self._next()
+            return
+        self.loop.watch(self, 0)
+        connection, self._socket = self._socket, None
+        stream = Stream(self.loop, connection, self._handler)
+        try:
+            self._handler.connected(stream)
+        except Exception:
+            stream.abort()
+            raise
+
+    def _drop(self):
+        if self._socket is not None:
+            self.loop.watch(self, 0)
+            self._socket.close()
+            self._socket = None
+
+
+def resolve(host, port, flags=0):
+    """[(family, address)] of host (text; empty for every address of this machine) and port.
+
+    The host goes in as bytes: as text it needs the idna codec, which small builds lack, even for 127.0.0.1.
+    Raises OSError where there is none, also for a host that is not ASCII.
+    """
+    try:
+        name = host.encode("ascii") or None
+    except UnicodeError:
+        raise OSError(errno.EINVAL, "a host name has to be ASCII") from None
+    found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=flags)
+    return [(family, address) for family, _, _, _, address in found]

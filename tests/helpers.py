@@ -1,0 +1,222 @@
+"""What the tests share: a clock that only moves when told, handlers that remember, and both ends of a connection.
+
+How time passes:
+
+    loop.turn(), loop.run()        where nothing is ready, the clock jumps by what the loop wanted to wait
+    turn_until(loop, predicate)    the clock stands still, and the sockets get a few real milliseconds per turn
+    clock.advance(seconds)         the clock jumps
+"""
+
+import os
+import selectors
+import socket
+import struct
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TEST_SECONDS = 30  # no test takes a tenth of it: one that hangs fails, and the others still run
+SOCKET_WAIT = 0.005  # real seconds that one turn of `turn_until` waits for sockets
+ANY_PORT = "127.0.0.1", 0
+
+
+class Clock:
+    """Seconds that pass when told; any beginning but 0 will do."""
+
+    def __init__(self):
+        self.seconds = 1000.0
+
+    def __call__(self):
+        return self.seconds
+
+    def advance(self, seconds):
+        self.seconds += seconds
+
+
+class TimeSelector:
+    """The platform's selector, except that waiting costs no time: the clock jumps instead."""
+
+    def __init__(self, clock, selector=None):
+        self.clock = clock
+        self.real = selectors.DefaultSelector() if selector is None else selector
+        self.socket_wait = 0  # if not 0, a wait is this many real seconds, and the clock stands still
+        self.timeouts = []  # all that were asked for
+        for name in "register", "unregister", "modify", "get_map", "get_key", "close":
+            setattr(self, name, getattr(self.real, name))
+
+    def select(self, timeout=None):
+        self.timeouts.append(timeout)
+        events = self.real.select(0)
+        if events:
+            return events
+        if self.socket_wait:
+            return self.real.select(min(self.socket_wait, timeout))
+        self.clock.advance(timeout)
+        return []
+
+
+class Recorder:
+    """A handler that remembers. `reply(stream)` is called for `received`; without it all input is taken."""
+
+    def __init__(self, reply=None):
+        self.reply = reply
+        self.events = []  # "connected", "received", "closed"
+        self.data = bytearray()  # the input, where there is no `reply`
+        self.stream = None
+        self.error = None  # what it was closed with
+
+    @property
+    def closed_times(self):
+        return self.events.count("closed")
+
+    def connected(self, stream):
+        self.stream = stream
+        self.events.append("connected")
+
+    def received(self, stream):
+        self.events.append("received")
+        if self.reply is not None:
+            self.reply(stream)
+        else:
+            self.data += stream.input
+            stream.input = b""
+
+    def closed(self, stream, error):
+        self.events.append("closed")
+        self.error = error
+
+
+def turn_until(loop, predicate, turns=20000, seconds=10):
+    """Turns the loop until predicate() is true; fails the test after that many turns or real seconds."""
+    selector = loop.poller.selector
+    end = time.monotonic() + seconds
+    first = loop.turns
+    before, selector.socket_wait = selector.socket_wait, SOCKET_WAIT
+    try:
+        while not predicate():
+            if loop.turns - first >= turns or time.monotonic() > end:
+                pytest.fail("still waiting after %d turns, with %d files watched, %d timers and the errors %r" % (
+                    loop.turns - first, len(selector.get_map()), loop.timers(), getattr(loop, "errors", None)))
+            loop.turn()
+    finally:
+        selector.socket_wait = before
+
+
+class SpySocket:
+    """A socket that remembers the system calls of a stream on it, and what each send was given."""
+
+    def __init__(self, real):
+        self.calls = []
+        self.sent = []
+        self._real = real
+
+    def recv(self, size):
+        self.calls.append("recv")
+        return self._real.recv(size)
+
+    def send(self, data, flags=0):
+        self.calls.append("send")
+        self.sent.append(bytes(data))
+        return self._real.send(data, flags)
+
+    def __getattr__(self, name):
+        return getattr(self._real, name)
+
+
+def is_idle(loop, turns=200):
+    """Whether the loop comes to rest: three of its turns together are waits. The clock jumps with them."""
+    waits = 0
+    for _ in range(turns):
+        before = loop.poller.selector.clock()
+        loop.turn()
+        waits = waits + 1 if loop.poller.selector.clock() > before else 0
+        if waits == 3:
+            return True
+    return False
+
+
+def fill(sender, data=b"x" * 65536):
+    """Sends until the kernel takes no more of a plain socket's output; returns how many bytes that was."""
+    timeout = sender.gettimeout()
+    sender.setblocking(False)
+    sent = 0
+    try:
+        while True:
+            sent += sender.send(data)
+    except BlockingIOError:
+        return sent
+    finally:
+        sender.settimeout(timeout)
+
+
+def reset(sender):
+    """Closes a plain socket so that its peer gets a reset."""
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sender.close()
+
+
+def read_from(loop, peer, count, at_once=64 * 1024):
+    """Turns the loop until `count` bytes have come to the plain socket `peer`, or its end; returns them."""
+    data = bytearray()
+
+    def complete():
+        while len(data) < count:
+            try:
+                some = peer.recv(min(at_once, count - len(data)))
+            except BlockingIOError:
+                return False
+            if not some:
+                break
+            data.extend(some)
+        return True
+
+    timeout = peer.gettimeout()
+    peer.setblocking(False)
+    try:
+        turn_until(loop, complete)
+    finally:
+        peer.settimeout(timeout)
+    return bytes(data)
+
+
+def read_to_end(loop, peer):
+    """Turns the loop until the plain socket `peer` has read its end; returns all that came. A reset is raised."""
+    return read_from(loop, peer, float("inf"))
+
+
+def run_python(code, timeout=TEST_SECONDS, **options):
+    """Runs code in a fresh interpreter, where numseq can be imported; returns what it printed. It has to end with 0."""
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, universal_newlines=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    try:
+        out, err = child.communicate(timeout=timeout)
+    except BaseException:
+        child.kill()
+        child.communicate()
+        raise
+    assert child.returncode == 0, "ended with %s:\n%s%s" % (child.returncode, out, err)
+    return out
+
+
+def boom(*_):
+    """A callback that fails."""
+    raise ValueError("boom")
+
+
+def echo(stream):
+    """A handler's `reply` that sends back all input, and closes at its end."""
+    stream.write(bytes(stream.input))
+    stream.input = b""
+    if stream.ended:
+        stream.close()
+
+
+def interest(loop, watched):
+    """What the selector itself watches for, of an object."""
+    try:
+        return loop.poller.selector.get_key(watched).events
+    except (KeyError, ValueError):
+        return 0

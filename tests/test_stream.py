@@ -1,0 +1,1090 @@
+"""Streams, listeners and connectors: sockets on the loop."""
+
+import errno
+import os
+import socket
+import struct
+import subprocess
+
+import pytest
+
+from helpers import (ANY_PORT, Recorder, SpySocket, boom, echo, fill, interest, is_idle, read_from, read_to_end, reset,
+                     run_python, turn_until)
+from numseq import loop as reactor
+from numseq import stream as module
+from numseq.loop import READ, WRITE
+from numseq.stream import Stream, connect, listen
+
+lesson = pytest.mark.lesson
+SMALL = 4096  # kernel buffers that fill at once
+
+
+def has_ipv6():
+    try:
+        with socket.socket(socket.AF_INET6) as one:
+            one.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="there is no ::1 here")
+
+
+# ---- accepting
+
+
+class MadeQueue:
+    """Connections that wait: a call raises or returns what it was given, in order; then there is nothing more."""
+
+    def __init__(self, *outcomes):
+        self.outcomes = list(outcomes)
+        self.calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        outcome = self.outcomes.pop(0) if self.outcomes else errno.EAGAIN
+        if isinstance(outcome, int):
+            raise OSError(outcome, os.strerror(outcome))
+        return outcome
+
+
+class MadeConnection:
+    blocking = True
+
+    def setblocking(self, blocking):
+        self.blocking = blocking
+
+
+@lesson(1)
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_accept_goes_on_without_files_or_buffers(code):
+    """Lesson 1."""
+    rests = []
+    first = MadeConnection()
+    waiting = MadeQueue(first, code, MadeConnection())
+    assert list(module.accept(waiting, lambda: rests.append(1))) == [first]
+    assert (rests, waiting.calls) == ([1], 2)
+
+
+@lesson(2)
+@pytest.mark.parametrize("code", [errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN])
+def test_accept_is_ended_by_a_connection_that_is_gone(code):
+    """Lesson 2."""
+    good = MadeConnection()
+    waiting = MadeQueue(code, code, good)
+    assert list(module.accept(waiting, boom)) == [good]
+    assert good.blocking is False
+
+
+@lesson(3)
+def test_accept_has_no_bound():
+    """Lesson 3: neither for connections nor for failures."""
+    crowd = MadeQueue(*[MadeConnection() for _ in range(1000)])
+    assert 16 <= len(list(module.accept(crowd, boom))) <= 256
+    failing = MadeQueue(*[errno.ECONNABORTED] * 1000)
+    assert list(module.accept(failing, boom)) == []
+    assert failing.calls <= 256
+
+
+@lesson(3)
+def test_two_hundred_connects_starve_a_client_or_wait_long(loop, listener, client_of, make_pair):
+    """Lesson 3: a turn takes some of them, and then serves the client that is there."""
+    handler = Recorder(echo)
+    _, peer = make_pair(handler)
+    for _ in range(200):
+        client_of(listener)
+    begin = loop.turns
+    while len(listener.accepted) < 200:
+        served = handler.events.count("received")
+        peer.send(b"x")
+        loop.turn()
+        assert handler.events.count("received") == served + 1
+        assert loop.turns - begin < 10
+    assert loop.turns - begin > 1
+
+
+@lesson(1)
+def test_listener_spins_without_files():
+    """Lesson 1: with the process's files all taken, and one given back later."""
+    turns, waiting, served = run_python("""
+import os, resource, socket
+from numseq.loop import Loop
+from numseq.stream import listen
+
+loop = Loop()
+accepted = []
+listener, = listen(loop, "127.0.0.1", 0, accepted.append)
+client = socket.create_connection(listener.address)
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+taken = []
+try:
+    while True:
+        taken.append(os.dup(0))
+except OSError:
+    pass
+loop.call_later(0.5, loop.stop)
+loop.run()
+print(loop.turns, len(accepted))
+os.close(taken.pop())
+loop.call_later(5, loop.stop)
+while not accepted and loop.timers():
+    loop.turn()
+print(len(accepted))
+""", stdin=subprocess.DEVNULL).split()
+    assert int(turns) < 20
+    assert (waiting, served) == ("0", "1")
+
+
+@lesson(1)
+def test_resting_listener_is_watched_or_forgotten(loop, clock, listener, client_of, monkeypatch):
+    """Lesson 1: it comes back by its timer, and not if it was closed meanwhile."""
+    starving = [True]
+    plain_accept = module.accept
+
+    def accept(take, exhausted):
+        if starving:
+            exhausted()
+            return iter(())
+        return plain_accept(take, exhausted)
+
+    monkeypatch.setattr(module, "accept", accept)
+    client_of(listener)
+    turn_until(loop, lambda: not interest(loop, listener))
+    assert loop.timers() == 1
+    starving.clear()
+    clock.advance(module.ACCEPT_PAUSE)
+    turn_until(loop, lambda: listener.accepted)
+    starving.append(True)
+    client_of(listener)
+    turn_until(loop, lambda: not interest(loop, listener))
+    listener.close()
+    assert loop.timers() == 0
+
+
+@lesson(28)
+def test_closed_listener_accepts_or_takes_its_connections_along(loop, listener, client_of):
+    """Lesson 28: what was accepted lives on; what comes is refused."""
+    client = client_of(listener)
+    turn_until(loop, lambda: listener.accepted)
+    stream = Stream(loop, listener.accepted[0], Recorder(echo))
+    listener.close()
+    listener.close()
+    with pytest.raises(ConnectionRefusedError):
+        client_of(listener)
+    client.send(b"x")
+    assert read_from(loop, client, 1) == b"x"
+    stream.abort()
+
+
+def test_listener_closed_by_a_connection_accepts_the_next(loop, client_of):
+    accepted = []
+
+    def only_one(connection):
+        accepted.append(connection)
+        listener.close()
+
+    listener, = listen(loop, *ANY_PORT, accepted=only_one)
+    client_of(listener)
+    client_of(listener)
+    loop.turn()
+    assert is_idle(loop)
+    assert len(accepted) == 1
+    accepted[0].close()
+
+
+@lesson(25)
+def test_restart_fails_on_connections_in_time_wait(loop, listener, client_of):
+    """Lesson 25."""
+    client = client_of(listener)
+    turn_until(loop, lambda: listener.accepted)
+    listener.accepted[0].close()  # who closes first keeps the port in TIME_WAIT
+    assert client.recv(1) == b""
+    client.close()
+    listener.close()
+    again, = listen(loop, listener.address[0], listener.address[1], boom)
+    again.close()
+
+
+def test_second_listener_takes_the_port_of_a_first(loop, listener):
+    with pytest.raises(OSError) as caught:
+        listen(loop, listener.address[0], listener.address[1], boom)
+    assert caught.value.errno == errno.EADDRINUSE
+
+
+@lesson(26)
+@needs_ipv6
+def test_one_family_keeps_the_other_off_the_port(loop, client_of):
+    """Lesson 26: a socket for each family, both with the same free port."""
+    accepted = []
+    listeners = listen(loop, "", 0, accepted.append)
+    assert len(listeners) == 2
+    assert len({listener.address[1] for listener in listeners}) == 1
+    port = listeners[0].address[1]
+    for host, family in ("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6):
+        with socket.create_connection((host, port), timeout=10):
+            turn_until(loop, lambda: accepted)
+            connection = accepted.pop()
+            assert connection.family == family
+            connection.close()
+    for listener in listeners:
+        listener.close()
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_family_that_the_kernel_lacks_ends_the_server(loop, monkeypatch, missing):
+    plain = module.listening_socket
+    calls = []
+
+    def without_one(family, address):
+        calls.append(family)
+        if len(calls) - 1 == missing:
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        return plain(family, address)
+
+    monkeypatch.setattr(module, "listening_socket", without_one)
+    monkeypatch.setattr(module, "resolve", lambda *_: [(socket.AF_INET, ANY_PORT)] * 2)
+    listener, = listen(loop, "localhost", 0, boom)
+    listener.close()
+
+
+def test_address_that_cannot_be_had_is_not_told(loop, monkeypatch):
+    """Also when another was had: that one is given back."""
+    taken = socket.socket()
+    taken.bind(ANY_PORT)
+    taken.listen(1)
+    monkeypatch.setattr(module, "resolve", lambda *_: [(socket.AF_INET, ANY_PORT)] + [(socket.AF_INET, taken.getsockname())])
+    with taken, pytest.raises(OSError):
+        listen(loop, "localhost", taken.getsockname()[1], boom)
+    assert len(loop.poller.selector.get_map()) == 0
+
+
+def test_host_that_is_not_ascii_needs_a_codec(loop):
+    for call in (lambda: listen(loop, "b\xfccher", 0, boom), lambda: connect(loop, "b\xfccher", 1, Recorder())):
+        with pytest.raises(OSError) as caught:
+            call()
+        assert caught.value.errno == errno.EINVAL
+
+
+@lesson(27)
+def test_small_answers_wait_for_the_peers_acknowledgement(loop, listener, client_of):
+    """Lesson 27: at both ends; what is accepted has it from the listener, or gets it."""
+    handler = Recorder()
+    connect(loop, listener.address[0], listener.address[1], handler)
+    turn_until(loop, lambda: listener.accepted and handler.stream)
+    for end in listener.accepted[0], handler.stream._socket:
+        assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert end.gettimeout() == 0
+
+
+# ---- connecting
+
+
+@pytest.fixture
+def closed_port():
+    """An address where nobody listens, and nobody else will meanwhile."""
+    with socket.socket() as bound:
+        bound.bind(ANY_PORT)
+        yield bound.getsockname()
+
+
+@lesson(24)
+def test_connection_is_told_before_it_stands_or_never(loop, listener):
+    """Lesson 24."""
+    handler = Recorder(echo)
+    connect(loop, listener.address[0], listener.address[1], handler)
+    assert handler.events == []  # not before the caller has what `connect` returns
+    turn_until(loop, lambda: handler.events)
+    assert handler.events == ["connected"]
+    assert is_idle(loop)  # and writability is no longer asked for
+    turn_until(loop, lambda: listener.accepted)
+    listener.accepted[0].send(b"x")
+    assert read_from(loop, listener.accepted[0], 1) == b"x"
+    handler.stream.abort()
+
+
+@lesson(24)
+def test_refused_connection_is_not_told(loop, closed_port):
+    """Lesson 24."""
+    handler = Recorder()
+    connect(loop, closed_port[0], closed_port[1], handler)
+    turn_until(loop, lambda: handler.events)
+    assert handler.events == ["closed"]
+    assert handler.error.errno == errno.ECONNREFUSED
+    assert isinstance(handler.error, ConnectionRefusedError)
+    assert len(loop.poller.selector.get_map()) == 0
+
+
+@lesson(24)
+def test_second_address_is_not_tried(loop, listener, closed_port, monkeypatch):
+    """Lesson 24: `localhost` has two, and the server may be at one. A family may be missing altogether."""
+    addresses = [(socket.AF_INET, closed_port), (-1, closed_port), (socket.AF_INET, listener.address)]
+    monkeypatch.setattr(module, "resolve", lambda *_: addresses)
+    handler = Recorder()
+    connect(loop, "localhost", 1, handler)
+    turn_until(loop, lambda: handler.events)
+    assert handler.events == ["connected"]
+    handler.stream.abort()
+
+
+@lesson(24)
+@needs_ipv6
+def test_localhost_with_an_ipv4_server_is_refused(loop, listener, monkeypatch):
+    """Lesson 24."""
+    port = listener.address[1]
+    monkeypatch.setattr(module, "resolve",
+                        lambda *_: [(socket.AF_INET6, ("::1", port, 0, 0)), (socket.AF_INET, ("127.0.0.1", port))])
+    handler = Recorder()
+    connect(loop, "localhost", port, handler)
+    turn_until(loop, lambda: handler.events)
+    assert handler.events == ["connected"]
+    handler.stream.abort()
+
+
+@lesson(24)
+def test_no_address_at_all_is_not_told(loop, monkeypatch):
+    """Lesson 24."""
+    monkeypatch.setattr(module, "resolve", lambda *_: [])
+    handler = Recorder()
+    connect(loop, "localhost", 1, handler)
+    turn_until(loop, lambda: handler.events)
+    assert handler.events == ["closed"]
+    assert isinstance(handler.error, OSError)
+
+
+@lesson(24)
+def test_client_meets_itself_on_a_free_port(loop, sockets, monkeypatch):
+    """Lesson 24: a connect to a free local port can be given that very port as its own."""
+    itself = socket.socket()
+    sockets.append(itself)
+    itself.bind(ANY_PORT)
+    monkeypatch.setattr(module, "resolve", lambda *_: [(socket.AF_INET, itself.getsockname())])
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", lambda *_: itself)
+        handler = Recorder()
+        connect(loop, "localhost", 1, handler)
+        turn_until(loop, lambda: handler.events)
+    assert handler.events == ["closed"]
+    assert handler.error.errno == errno.ECONNREFUSED
+
+
+@pytest.mark.parametrize("turns", [0, 1])
+def test_connection_given_up_is_told(loop, listener, turns):
+    handler = Recorder()
+    connector = connect(loop, listener.address[0], listener.address[1], handler)
+    if turns:
+        connector._next()  # on its way
+    connector.abort()
+    connector.abort()
+    assert is_idle(loop)
+    assert handler.events == []
+    assert [key.data for key in loop.poller.selector.get_map().values()] == [listener]
+
+
+@lesson(23)
+def test_exception_in_connected_leaves_the_connection(loop, listener):
+    """Lesson 23."""
+    handler = Recorder()
+    handler.connected = boom
+    connect(loop, listener.address[0], listener.address[1], handler)
+    turn_until(loop, lambda: loop.errors)
+    assert isinstance(loop.errors.pop(), ValueError)
+    assert handler.events == ["closed"]
+    assert [key.data for key in loop.poller.selector.get_map().values()] == [listener]
+
+
+# ---- streams: output
+
+
+@lesson(4)
+def test_writability_is_asked_for_without_need(loop, pair):
+    """Lesson 4: what the kernel takes at once needs no event."""
+    stream, peer = pair
+    stream.write(b"hello")
+    loop.turn()
+    assert interest(loop, stream) == READ
+    assert peer.recv(100) == b"hello"
+    assert is_idle(loop)
+
+
+@lesson(4)
+def test_writability_is_asked_for_after_the_remainder_has_gone(loop, make_pair):
+    """Lesson 4."""
+    stream, peer = make_pair(buffers=SMALL)
+    data = bytes(range(256)) * 1000
+    stream.write(data[:200000])
+    stream.write(data[200000:])
+    loop.turn()
+    assert interest(loop, stream) & WRITE
+    assert is_idle(loop)  # the kernel is full: waiting for it costs nothing
+    assert read_from(loop, peer, len(data)) == data
+    turn_until(loop, lambda: interest(loop, stream) == READ)
+    assert is_idle(loop)
+
+
+def test_write_of_nothing_is_a_system_call_or_an_event(loop, pair):
+    stream, peer = pair
+    stream.write(b"")
+    assert not loop.attention
+    stream.write(b"x")
+    loop.turn()
+    assert interest(loop, stream) == READ
+    assert peer.recv(10) == b"x"
+
+
+@lesson(27)
+def test_what_is_written_in_one_turn_goes_in_several_sends(loop, make_pair):
+    """Lesson 27: however it was written, and from where."""
+    handler = Recorder(lambda stream: [stream.write(b"%d" % i) for i in range(5)] and None)
+    stream, peer = make_pair(handler)
+    stream._socket = spy = SpySocket(stream._socket)
+    peer.send(b"?")
+    loop.call_later(0, lambda: stream.write(b"!"))
+    turn_until(loop, lambda: handler.events and not loop.attention)
+    assert spy.sent == [b"01234", b"!"]
+    assert peer.recv(10) == b"01234!"
+
+
+def test_answers_of_more_streams_than_are_settled_together_wait_for_the_end_of_the_turn(loop, make_pair):
+    """Or they would take memory by the thousand: a stream's answer goes with those of SETTLE_AFTER at the latest."""
+    waiting = []
+
+    def reply(stream):
+        waiting.append(len(loop.attention))
+        stream.write(stream.input)
+        stream.input = b""
+
+    peers = [make_pair(Recorder(reply))[1] for _ in range(3 * reactor.SETTLE_AFTER)]
+    for peer in peers:
+        peer.send(b"?")
+    loop.turn()
+    assert len(waiting) == len(peers)
+    assert max(waiting) == reactor.SETTLE_AFTER - 1
+    assert all(peer.recv(10) == b"?" for peer in peers)
+
+
+def test_written_buffer_may_not_be_changed_afterwards(loop, make_pair):
+    """What is owed is a copy."""
+    stream, peer = make_pair(buffers=SMALL)
+    data = bytearray(b"a" * 200000)
+    stream.write(data)
+    data[:] = b"b" * len(data)
+    assert b"b" not in read_from(loop, peer, 200000)
+
+
+@lesson(17)
+def test_reader_of_much_gets_it_all_in_one_turn(loop, make_pair):
+    """Lesson 17: one send a turn, of a bounded size."""
+    stream, peer = make_pair()
+    stream.write(b"x" * 30000000)
+    took = []
+
+    def drained():
+        before = stream.room()
+        try:
+            while peer.recv(1 << 20, socket.MSG_DONTWAIT):
+                pass
+        except BlockingIOError:
+            pass
+        loop.turn()
+        took.append(stream.room() - before)
+        return stream.room() == loop.output_high
+
+    peer.setblocking(False)
+    turn_until(loop, drained)
+    assert sum(took) > 10 * module.WRITE_SIZE
+    assert max(took) <= module.WRITE_SIZE * 2  # `drained` is a turn, and so is what it is called from
+
+
+def unread_requests(loop, stream, peer, requests):
+    """Sends one-byte requests, and reads no answer; returns the least room there was."""
+    rooms = []
+    for _ in range(requests):
+        peer.send(b"?")
+        loop.turn()
+        rooms.append(stream.room())
+    return min(rooms)
+
+
+@lesson(19)
+def test_client_that_never_reads_fills_the_memory(loop, make_pair):
+    """Lesson 19."""
+    answer = b"x" * 30000
+    handler = Recorder(lambda stream: stream.write(answer * len(stream.input)) or setattr(stream, "input", b""))
+    stream, peer = make_pair(handler, buffers=SMALL)
+    least = unread_requests(loop, stream, peer, 200)
+    assert least >= -len(answer)
+    assert least < 0  # it did come to that
+    assert interest(loop, stream) == WRITE
+    assert is_idle(loop)
+    assert read_from(loop, peer, 200 * len(answer)) == 200 * answer
+
+
+@lesson(19)
+def test_reading_goes_on_and_off_at_one_mark(loop, make_pair):
+    """Lesson 19: over the high mark it stops, and only under the low one it begins again."""
+    handler = Recorder(lambda stream: stream.write(b"x" * 30000) or setattr(stream, "input", b""))
+    stream, peer = make_pair(handler, buffers=SMALL)
+    unread_requests(loop, stream, peer, 50)
+    assert not interest(loop, stream) & READ
+    while not interest(loop, stream) & READ:
+        unsent = loop.output_high - stream.room()
+        read_from(loop, peer, 1000)
+    assert unsent < loop.output_high / 2
+
+
+@lesson(19)
+@pytest.mark.parametrize("size", [30000, 3000000])
+def test_handler_with_more_to_say_to_a_client_that_never_reads_spins(loop, make_pair, size):
+    """Lessons 10 and 19: what it left in the buffer waits until the client reads, and so does what the kernel has."""
+    answers = []
+
+    def answer_one(stream):
+        answers.append(len(stream.input))
+        stream.input = stream.input[1:]
+        stream.write(b"x" * size)
+        if stream.input:
+            stream.resume()
+
+    stream, peer = make_pair(Recorder(answer_one), buffers=SMALL)
+    peer.send(b"?" * 20)
+    turn_until(loop, lambda: loop.output_high - stream.room() > loop.output_high / 4)
+    peer.send(b"?")
+    assert is_idle(loop)
+    assert stream.room() >= -size
+    assert len(read_from(loop, peer, 21 * size)) == 21 * size
+    turn_until(loop, lambda: sum(answers[-1:]) == 1)
+
+
+# ---- streams: input
+
+
+@lesson(17)
+def test_flooder_holds_up_the_others(loop, make_pair):
+    """Lesson 17: a turn takes a bounded number of its bytes, and the others are served in the same turn."""
+    sizes = []
+
+    def swallow(stream):
+        sizes.append((loop.turns, len(stream.input)))
+        stream.input = b""
+
+    _, flooder = make_pair(Recorder(swallow))
+    others = [make_pair(Recorder(echo))[1] for _ in range(3)]
+    for _ in range(10):
+        fill(flooder)
+        for other in others:
+            other.send(b"x")
+        loop.turn()
+        for other in others:
+            assert other.recv(10) == b"x"
+    assert len({turn for turn, _ in sizes}) == len(sizes) == 10
+    assert max(size for _, size in sizes) <= loop.read_size
+
+
+@lesson(18)
+def test_messages_left_in_the_buffer_wait_for_more_input(loop, clock, make_pair):
+    """Lesson 18: select does not see them."""
+
+    def one_a_turn(stream):
+        turns.append(loop.turns)
+        stream.write(bytes(stream.input[:1]))
+        stream.input = stream.input[1:]
+        if stream.input:
+            stream.resume()
+
+    turns = []
+    begin = clock()
+    _, peer = make_pair(Recorder(one_a_turn))
+    peer.send(b"abcdefghij")
+    for _ in range(10):
+        loop.turn()
+    assert peer.recv(100) == b"abcdefghij"
+    assert clock() == begin  # nor was there a wait
+    assert len(set(turns)) == 10
+    assert is_idle(loop)
+    assert len(turns) == 10
+
+
+@lesson(18)
+def test_messages_left_in_the_buffer_are_lost_at_the_end_of_input(loop, make_pair):
+    """Lessons 5 and 18."""
+
+    def one_a_turn(stream):
+        stream.write(bytes(stream.input[:1]))
+        stream.input = stream.input[1:]
+        if stream.input:
+            stream.resume()
+        elif stream.ended:
+            stream.close()
+
+    _, peer = make_pair(Recorder(one_a_turn))
+    peer.send(b"abcdefghij")
+    peer.shutdown(socket.SHUT_WR)
+    assert read_to_end(loop, peer) == b"abcdefghij"
+
+
+def test_input_overtakes_what_is_left_in_the_buffer(loop, make_pair):
+    def one_a_turn(stream):
+        seen.append(bytes(stream.input[:1]))
+        stream.input = stream.input[1:]
+        if stream.input:
+            stream.resume()
+
+    seen = []
+    _, peer = make_pair(Recorder(one_a_turn))
+    peer.send(b"abc")
+    loop.turn()
+    peer.send(b"def")
+    turn_until(loop, lambda: len(seen) == 6)
+    assert b"".join(seen) == b"abcdef"
+
+
+@lesson(18)
+def test_stream_closed_while_it_is_to_be_taken_up_is_called(loop, make_pair):
+    """Lessons 9 and 18."""
+    handlers = [Recorder(lambda stream: stream.resume()), Recorder(lambda stream: stream.resume())]
+    pairs = [make_pair(handler) for handler in handlers]
+    for _, peer in pairs:
+        peer.send(b"x")
+    loop.turn()
+    for stream, _ in pairs:
+        stream.abort()
+    assert is_idle(loop)
+    for handler in handlers:
+        assert handler.events == ["received", "closed"]
+
+
+def test_hold_reads_on_or_is_not_ended_by_resume(loop, make_pair):
+    handler = Recorder(lambda stream: stream.pause())
+    stream, peer = make_pair(handler)
+    peer.send(b"ab")
+    turn_until(loop, lambda: handler.events)
+    peer.send(b"cd")
+    assert is_idle(loop)
+    assert (handler.events, bytes(stream.input)) == (["received"], b"ab")
+    handler.reply = None
+    stream.resume()
+    stream.resume()
+    turn_until(loop, lambda: handler.data == b"abcd")
+    assert is_idle(loop)
+
+
+@lesson(20)
+def test_input_without_an_end_fills_the_memory(loop, make_pair):
+    """Lesson 20: the bound is the reactor's, whatever the handler does."""
+    sizes = []
+    handler = Recorder(lambda stream: sizes.append(len(stream.input)))
+    stream, peer = make_pair(handler)
+
+    def flood():
+        try:
+            fill(peer)
+        except OSError:  # the reset
+            return True
+        return False
+
+    turn_until(loop, flood)
+    assert sum(sizes) > module.INPUT_LIMIT
+    assert max(sizes) <= module.INPUT_LIMIT + loop.read_size
+    assert handler.closed_times == 1
+    assert isinstance(loop.errors.pop(), ValueError)
+
+
+@lesson(21)
+def test_byte_at_a_time_copies_the_buffer_for_each(loop, make_pair):
+    """Lesson 21: the buffer is one object that grows in place, so many small reads stay linear."""
+    buffers = []
+
+    def keep(stream):
+        if not buffers or buffers[-1] is not stream.input:
+            buffers.append(stream.input)
+
+    handler = Recorder(keep)
+    stream, peer = make_pair(handler)
+    loop.read_size = 1
+    data = bytes(range(256)) * 200
+    peer.sendall(data)
+    turn_until(loop, lambda: len(stream.input) == len(data), turns=len(data) + 10)
+    assert handler.events.count("received") == len(data)
+    assert len(buffers) <= 2
+    assert bytes(stream.input) == data
+
+
+# ---- streams: the end
+
+
+@lesson(5)
+def test_end_of_input_cuts_the_answer_short(loop, make_pair):
+    """Lesson 5: it is the end of one direction. The rest is flushed, without a busy turn."""
+    answer = bytes(range(256)) * 20000
+
+    def answer_at_end(stream):
+        if stream.ended:
+            stream.write(answer)
+            stream.close()
+
+    handler = Recorder(answer_at_end)
+    _, peer = make_pair(handler)
+    peer.send(b"x")
+    peer.shutdown(socket.SHUT_WR)
+    assert read_to_end(loop, peer) == answer
+    turn_until(loop, lambda: handler.closed_times)
+    assert handler.error is None
+
+
+@lesson(5)
+def test_end_of_input_spins(loop, make_pair):
+    """Lesson 5: it stays readable for ever."""
+    handler = Recorder()
+    stream, peer = make_pair(handler)
+    peer.shutdown(socket.SHUT_WR)
+    turn_until(loop, lambda: stream.ended)
+    assert is_idle(loop)
+    assert handler.events == ["received"]
+    stream.write(b"late")
+    loop.turn()
+    assert peer.recv(10) == b"late"
+    stream.close()
+    assert handler.closed_times == 1
+    assert peer.recv(10) == b""
+
+
+@lesson(5)
+def test_reset_after_the_end_of_input_is_not_told(loop, make_pair):
+    """Lesson 5: the answer is still on its way, and the connection is over."""
+    handler = Recorder(lambda stream: stream.write(b"x" * 1000000))
+    stream, peer = make_pair(handler, buffers=SMALL)
+    peer.shutdown(socket.SHUT_WR)
+    turn_until(loop, lambda: stream.ended)
+    reset(peer)
+    turn_until(loop, lambda: not interest(loop, stream))
+    assert is_idle(loop)
+    assert handler.events == ["received", "closed"]
+
+
+@lesson(5)
+def test_send_that_fails_after_the_end_of_input_is_not_told(loop, make_pair):
+    """Lesson 5: there is no more to read, so nothing else would ever tell."""
+    handler = Recorder(lambda stream: stream.pause())
+    stream, peer = make_pair(handler)
+    peer.shutdown(socket.SHUT_WR)
+    turn_until(loop, lambda: stream.ended)
+    reset(peer)
+    handler.reply = lambda stream: stream.write(b"answer")
+    stream.resume()
+    assert is_idle(loop)
+    assert handler.events == ["received", "received", "closed"]
+    assert isinstance(handler.error, OSError)
+
+
+def close_with_error(stream):
+    stream.write(b"ERR,too much;")
+    stream.close()
+
+
+@lesson(6)
+@pytest.mark.parametrize("then", ["end", "more"])
+def test_last_words_are_lost_when_there_is_input_unread(loop, make_pair, then):
+    """Lesson 6: the kernel answers with a reset, which destroys them, unless the input is read to its end."""
+    handler = Recorder(close_with_error)
+    _, peer = make_pair(handler)
+    flood = fill(peer)
+    assert flood > 1000000
+    if then == "end":
+        peer.shutdown(socket.SHUT_WR)
+    turn_until(loop, lambda: "received" in handler.events)
+    for _ in range(5 if then == "more" else 0):
+        flood += fill(peer)
+        loop.turn()
+    assert read_to_end(loop, peer) == b"ERR,too much;"
+    peer.close()
+    turn_until(loop, lambda: handler.closed_times)
+    assert handler.events == ["received", "closed"]
+
+
+@lesson(6)
+def test_last_words_are_lost_behind_a_long_answer(loop, make_pair):
+    """Lesson 6: close() flushes all that is owed, while input still comes."""
+    answer = b"x" * 3000000
+
+    def last_answer(stream):
+        stream.write(answer)
+        stream.close()
+
+    _, peer = make_pair(Recorder(last_answer))
+    fill(peer)
+    assert read_to_end(loop, peer) == answer
+
+
+@lesson(6)
+def test_closing_stream_waits_for_ever_for_its_peer(loop, clock, pair, handler):
+    """Lesson 6: there is a deadline ..."""
+    stream, peer = pair
+    stream.close()
+    turn_until(loop, lambda: loop.turns > 5)
+    assert handler.events == []
+    assert peer.recv(10) == b""
+    begin = clock()
+    assert is_idle(loop)
+    assert handler.closed_times == 1
+    assert loop.timers() == 0
+    assert loop.poller.selector.timeouts[-3] <= module.LINGER_SECONDS < clock() - begin
+
+
+@lesson(6)
+def test_closing_stream_reads_for_ever(loop, make_pair, monkeypatch):
+    """Lesson 6: ... and a cap on what is thrown away."""
+    monkeypatch.setattr(module, "LINGER_BYTES", 1000000)
+    handler = Recorder()
+    stream, peer = make_pair(handler)
+    stream.close()
+
+    def flood():
+        try:
+            flooded.append(fill(peer))
+        except OSError:
+            return True
+        return False
+
+    flooded = []
+    turn_until(loop, flood)
+    assert handler.closed_times == 1
+    assert loop.timers() == 0
+
+
+@lesson(6)
+def test_closing_stream_hands_on_input(loop, pair, handler):
+    """Lesson 6."""
+    stream, peer = pair
+    stream.close()
+    peer.send(b"more")
+    peer.close()
+    turn_until(loop, lambda: handler.closed_times)
+    assert handler.events == ["closed"]
+
+
+def test_close_with_nothing_more_expected_waits_for_the_peer(loop, make_pair):
+    """`expect_more=False` saves it, once all is sent."""
+    handler = Recorder()
+    stream, peer = make_pair(handler)
+    stream.write(b"bye")
+    stream.close(expect_more=False)
+    loop.turn()
+    assert handler.closed_times == 1
+    assert peer.recv(10) == b"bye"
+    assert peer.recv(10) == b""
+    assert loop.timers() == 0
+
+
+@pytest.mark.parametrize("expect_more", [False, True])
+@pytest.mark.skipif(not module.MORE_FOLLOWS, reason="needs MSG_MORE and tcp_info of Linux")
+def test_last_answer_and_the_end_take_a_segment_each(loop, make_pair, expect_more):
+    """One less to send, and one less to lose."""
+
+    def segments_in():
+        info = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144)
+        return struct.unpack_from("=I", info, 140)[0]  # tcpi_segs_in
+
+    stream, peer = make_pair()
+    before = segments_in()
+    stream.write(b"bye")
+    stream.close(expect_more)
+    loop.turn()
+    assert peer.recv(10) == b"bye"
+    assert peer.recv(10) == b""
+    assert segments_in() - before == 1
+
+
+def test_close_with_nothing_more_expected_loses_what_is_owed(loop, make_pair):
+    answer = b"x" * 3000000
+    handler = Recorder()
+    stream, peer = make_pair(handler)
+    stream.write(answer)
+    stream.close(expect_more=False)
+    assert read_to_end(loop, peer) == answer
+    assert handler.closed_times == 1
+
+
+@lesson(6)
+def test_close_believes_that_nothing_more_comes_where_something_has_come(loop, make_pair):
+    """Lesson 6: input that the handler did not take is a sign of more."""
+
+    def last_words(stream):
+        stream.write(b"bye")
+        stream.close(expect_more=False)
+
+    _, peer = make_pair(Recorder(last_words))
+    fill(peer)
+    assert read_to_end(loop, peer) == b"bye"
+
+
+@lesson(7)
+def test_reason_that_the_peer_gave_is_lost_when_a_send_fails(loop, make_pair):
+    """Lesson 7: it closed with our input unread, so the send fails; its ERR was there before."""
+    handler = Recorder()
+    stream, peer = make_pair(handler)
+    stream.write(b"upload")
+    loop.turn()
+    peer.send(b"ERR,no;")
+    peer.close()
+    failed = []
+    for _ in range(3):  # the peer resets at the first, the second fails
+        stream.write(b"more")
+        stream.settle()
+        failed.append(stream._error)
+    assert failed[-1] is not None
+    turn_until(loop, lambda: handler.closed_times)
+    assert handler.data == b"ERR,no;"
+    assert handler.error.errno in (errno.EPIPE, errno.ECONNRESET)
+    assert handler.events == ["received", "closed"]
+
+
+@lesson(7)
+def test_reason_that_the_peer_gave_is_lost_when_a_flush_fails(loop, make_pair):
+    """Lesson 7: the same in the midst of a long upload."""
+    handler = Recorder()
+    stream, peer = make_pair(handler, buffers=SMALL)
+    stream.write(b"x" * 1000000)
+    peer.send(b"ERR,no;")
+    peer.close()
+    turn_until(loop, lambda: handler.closed_times)
+    assert handler.data == b"ERR,no;"
+    assert isinstance(handler.error, OSError)
+    assert stream.room() == loop.output_high
+
+
+@lesson(8)
+def test_stale_event_of_a_closed_stream_does_not_reach_the_new_owner_of_its_number(loop, connected_sockets):
+    """Lesson 8: both are readable in one turn; the first closes the other, and a new one takes its number."""
+    new_handler = Recorder()
+    streams, new = [], []
+
+    def replace_other(stream):
+        stream.input = b""
+        other, = set(streams) - {stream}
+        number = other.fileno()
+        other.abort()
+        connection, _ = connected_sockets()
+        for each in connection, _:
+            if each.fileno() == number:
+                each.setblocking(False)
+                new.append(Stream(loop, each, new_handler))
+        assert new
+
+    handlers = []
+    for _ in range(2):
+        connection, peer = connected_sockets()
+        connection.setblocking(False)
+        handlers.append(Recorder(replace_other))
+        streams.append(Stream(loop, connection, handlers[-1]))
+        peer.send(b"x")
+    loop.turn()
+    assert loop.errors == []
+    assert sorted(handler.events for handler in handlers) == [["closed"], ["received"]]
+    assert new_handler.events == []
+    assert is_idle(loop)
+    assert new_handler.events == []
+
+
+@lesson(9)
+@pytest.mark.parametrize("first", ["close", "abort"])
+@pytest.mark.parametrize("second", ["close", "abort"])
+def test_closing_twice_is_told_twice(loop, pair, handler, first, second):
+    """Lesson 9."""
+    stream, peer = pair
+    getattr(stream, first)()
+    getattr(stream, second)()
+    peer.close()
+    turn_until(loop, lambda: handler.closed_times)
+    getattr(stream, first)()
+    getattr(stream, second)()
+    stream.resume()
+    stream.write(b"x")
+    assert is_idle(loop)
+    assert handler.events == ["closed"]
+    assert loop.timers() == 0
+
+
+@lesson(9)
+@pytest.mark.parametrize("way", ["close", "abort"])
+@pytest.mark.parametrize("then", [None, "resume", "pause"])
+def test_stream_closed_by_its_own_handler_is_used_further(loop, make_pair, way, then):
+    """Lesson 9."""
+
+    def close(stream):
+        stream.write(b"x" * 1000)
+        getattr(stream, way)()
+        stream.write(b"y")
+        if then:
+            getattr(stream, then)()
+
+    handler = Recorder(close)
+    stream, peer = make_pair(handler)
+    peer.send(b"x")
+    peer.shutdown(socket.SHUT_WR)
+    turn_until(loop, lambda: handler.closed_times)
+    assert is_idle(loop)
+    assert handler.events == ["received", "closed"]
+    if way == "close":
+        assert read_to_end(loop, peer) == b"x" * 1000
+
+
+@lesson(9)
+def test_socket_is_closed_before_it_is_unregistered(loop, pair, monkeypatch):
+    """Lesson 9: its number would be -1 then, and a forked copy would be watched for ever."""
+    stream, peer = pair
+    numbers = []
+    plain = loop.poller.selector.unregister
+    monkeypatch.setattr(loop.poller.selector, "unregister", lambda watched: numbers.append(watched.fileno()) or plain(watched))
+    stream.abort()
+    assert numbers and numbers[0] >= 0
+
+
+def test_abort_does_not_reset_or_passes_no_error_on(loop, pair, handler):
+    stream, peer = pair
+    error = OSError(errno.ETIMEDOUT, "late")
+    stream.abort(error)
+    assert handler.error is error
+    with pytest.raises(ConnectionResetError):
+        peer.recv(1)
+
+
+def test_reset_is_not_told(loop, pair, handler):
+    stream, peer = pair
+    reset(peer)
+    turn_until(loop, lambda: handler.closed_times)
+    assert handler.error.errno == errno.ECONNRESET
+    assert handler.events == ["closed"]
+
+
+@lesson(10)
+@pytest.mark.parametrize("owed", [0, 1000000])
+def test_reset_of_a_paused_connection_spins(loop, make_pair, owed):
+    """Lesson 10: HUP and ERR come whatever is watched, unless nothing is registered. It is told after the pause."""
+    handler = Recorder(lambda stream: stream.pause())
+    stream, peer = make_pair(handler, buffers=SMALL)
+    peer.send(b"x")
+    turn_until(loop, lambda: handler.events)
+    stream.write(b"x" * owed)
+    reset(peer)
+    assert is_idle(loop)
+    assert handler.events == ["received"]
+    handler.reply = None
+    stream.resume()
+    turn_until(loop, lambda: handler.closed_times)
+    assert handler.events == ["received", "received", "closed"]
+    assert isinstance(handler.error, OSError)
+
+
+@lesson(10)
+def test_reset_of_a_connection_with_a_full_output_spins(loop, make_pair):
+    """Lessons 10 and 19: it is not read while it is over its mark."""
+    handler = Recorder()
+    stream, peer = make_pair(handler, buffers=SMALL)
+    stream.write(b"x" * (loop.output_high * 2))
+    loop.turn()
+    assert interest(loop, stream) == WRITE
+    reset(peer)
+    turn_until(loop, lambda: handler.closed_times)
+    assert is_idle(loop)
+    assert isinstance(handler.error, OSError)
