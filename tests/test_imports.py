@@ -2,12 +2,14 @@
 
 import ast
 import os
+import re
 import sys
 
 import pytest
 
-from builds import ROOT
+from helpers import ROOT
 
+ROW = re.compile(r"^\| `(\w+)` \| .+? \|((?: `\w+`)*) \|$", re.MULTILINE)  # of the table of rooms
 PACKAGE = os.path.join(ROOT, "numseq")
 MODULES = sorted(name[:-3] for name in os.listdir(PACKAGE) if name.endswith(".py"))
 
@@ -63,7 +65,33 @@ def _catches_import_error(handler):
 
 def is_its_own(level, name):
     """Whether an import is of the package itself, which a program that was started as a file finds by its name."""
-    return name == "numseq" if not level else level == 1 and (name in MODULES or name == "__version__")
+    return name == "numseq" if not level else level == 1 and name in MODULES
+
+
+def rooms():
+    """{module: the modules that it imports}, in the order of the table in docs/design.md."""
+    with open(os.path.join(ROOT, "docs", "design.md"), encoding="utf-8") as file:
+        return {name: set(re.findall(r"\w+", imported)) for name, imported in ROW.findall(file.read())}
+
+
+def own_imports(module):
+    """The modules of the package that a module imports. A store is imported by its name when it is asked for."""
+    return {name for level, name, _ in imports(module) if level and not (module == "store" and name.startswith("store_"))}
+
+
+def test_table_of_rooms_has_every_module_once():
+    assert sorted(rooms()) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_table_of_rooms_names_what_a_module_imports(module):
+    assert rooms()[module] == own_imports(module)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_import_only_from_above_them(module):
+    order = list(rooms())
+    assert [name for name in own_imports(module) if order.index(name) >= order.index(module)] == []
 
 
 @pytest.mark.parametrize("module", MODULES)
