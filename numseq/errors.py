@@ -1,11 +1,11 @@
-"""What can go wrong with a fetch: a small tree that mirrors the client's exit statuses."""
+"""What can go wrong with a fetch. Each class has the exit status of the client."""
 
 
 class FetchError(Exception):
     """A fetch that did not end with a complete and verified sequence. str() is one line for a person.
 
-    `status` is what the client exits with (int). `resumable` is whether a CONTINUE can go on from what is
-    there (bool).
+    status     what the client exits with (int)
+    resumable  whether CONTINUE can go on from what has arrived (bool)
     """
 
     status = 1
@@ -16,19 +16,19 @@ class FetchError(Exception):
 
 
 class ChecksumMismatch(FetchError):
-    """All numbers have arrived, but they are not those that the server made."""
+    """All numbers have arrived, but they are not the server's."""
 
     status = 1
 
 
 class UsageError(FetchError):
-    """What was asked for cannot be: a number out of its range, or no state to continue from."""
+    """Wrong arguments: a number out of range, say, or no state to continue from."""
 
     status = 2
 
 
 class Refused(FetchError):
-    """The server said ERR; str() is what it said."""
+    """The server answered ERR; str() is what it said."""
 
     status = 3
 
@@ -40,6 +40,6 @@ class ConnectionLost(FetchError):
 
 
 class ProtocolBroken(FetchError):
-    """The server said what no server says."""
+    """The server sent what the protocol does not allow."""
 
     status = 5

@@ -1,13 +1,13 @@
-"""What a client keeps between its runs: whose sequence it fetches, and the numbers it has.
+"""The state file: what a client keeps between its runs, which are the client id and the numbers that have arrived.
 
-Answers come in the order of the requests, and batches are asked for in order, so what a client has is always the
+Batches are requested in order and replies come in the order of the requests, so what a client has is always the
 beginning of its sequence. The file is a line,
 
     numseq 1 <client id> <n> <batch> <crc32 of all before it, as 8 hex digits>
 
-and behind it the numbers, one a byte. It is created whole and put in place by a rename; then numbers are only ever
-appended. So a kill at any moment leaves a beginning that is right, and at most its last batch is not whole.
-It is not forced to the disk: a power cut may lose it.
+followed by the numbers, one per byte. It is created whole and put in place by a rename; after that, numbers are only
+appended. So after a kill at any moment the file is right as far as it goes, except that its last batch may be torn. It is
+not forced to the disk: a power cut may lose it.
 """
 
 import binascii
@@ -23,10 +23,10 @@ HEADER_MOST = 128  # bytes of the first line; it has 73 at the most
 
 
 class Journal:
-    """A client's sequence as far as it has arrived: in memory and, with a path, in a file.
+    """A sequence as far as it has arrived: in memory and, with a path, in a file.
 
-    client_id is bytes, numbers a bytearray, one number a byte, which its owner adds to. complain(text) is told
-    once why the file cannot be written; the fetch goes on without it.
+    client_id is bytes; numbers is a bytearray, one number per byte, to which the owner appends. complain(text) is called
+    once if the file cannot be written; the fetch goes on without it.
     """
 
     def __init__(self, client_id, n, batch, numbers=b"", path=None, complain=lambda text: None):
@@ -35,7 +35,7 @@ class Journal:
         self.batch = batch
         self.numbers = bytearray(numbers)
         self.path = path
-        self.kept = False  # whether a CONTINUE will find all that there is here
+        self.kept = False  # whether CONTINUE will find in the file all that has arrived
         self._complain = complain
         self._file = None  # open while it is in place and can be written
         self._written = 0  # numbers in the file
@@ -45,15 +45,15 @@ class Journal:
         return self._file is not None
 
     def batches(self):
-        """How many batches are here, the last one counting even if it is a short one."""
+        """How many batches have arrived (int), a short last one included."""
         return -(-len(self.numbers) // self.batch)
 
     def total(self):
-        """How many batches the sequence has."""
+        """How many batches the sequence has (int)."""
         return -(-self.n // self.batch)
 
     def begin(self):
-        """Puts the file in place, whole, in the stead of what was there."""
+        """Creates the file, or replaces what is there."""
         if self.path is None:
             return
         self.close()
@@ -65,7 +65,7 @@ class Journal:
         self._written = len(self.numbers)
 
     def flush(self):
-        """Appends what is new in memory to the file, once a turn."""
+        """Appends to the file what has arrived since the last call."""
         if self._file is not None and self._written < len(self.numbers):
             try:
                 write_whole(self._file, self.numbers[self._written:])
@@ -74,19 +74,19 @@ class Journal:
             self._written = len(self.numbers)
 
     def drop_numbers(self):
-        """Forgets the numbers, which were not the server's, and keeps whose they were."""
+        """Drops the numbers, which were not the server's, and keeps the client id."""
         del self.numbers[:]
         if self._file is None:
             self.begin()
             return
         try:
-            os.ftruncate(self._file, len(self._header()))  # unlike a new file, it needs no room
+            os.ftruncate(self._file, len(self._header()))  # needs no room on the disk, unlike a new file
         except OSError as error:
             self._give_up(error)
         self._written = 0
 
     def close(self):
-        """Gives the file back."""
+        """Closes the file."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -104,7 +104,7 @@ class Journal:
 
 
 def load(path, complain=lambda text: None):
-    """The Journal that a file holds. Raises UsageError, with what is wrong in a line."""
+    """The Journal (with what has arrived) of a state file. Raises UsageError, whose text is one line."""
     most = HEADER_MOST + protocol.N_MOST + 1
     try:
         with open(path, "rb") as file:
@@ -127,16 +127,16 @@ def load(path, complain=lambda text: None):
             raise ValueError("damaged")
     except ValueError:
         raise UsageError("the state %a is damaged, begin with NEW" % path) from None
-    whole = len(numbers) if len(numbers) == n else len(numbers) // batch * batch  # a torn tail is asked for again
-    begun = Journal(client_id, n, batch, numbers[:whole], path, complain)
-    begun.kept = True
-    return begun
+    whole = len(numbers) if len(numbers) == n else len(numbers) // batch * batch  # a torn batch is requested again
+    journal = Journal(client_id, n, batch, numbers[:whole], path, complain)
+    journal.kept = True
+    return journal
 
 
 def replace(path, data):
-    """Puts a file with data (bytes) at path, in the stead of what was there, and returns its number, open.
+    """Replaces the file at path by one with data (bytes), and returns its number, open for appending.
 
-    Whoever reads path sees the old file or the new one, never a part. Raises OSError.
+    Who reads path sees the old file or the new one, never a part. Raises OSError.
     """
     if os.path.exists(path) and not os.path.isfile(path):  # or root would lose /dev/null
         raise OSError(errno.EINVAL, "not a regular file")

@@ -1,4 +1,4 @@
-"""The sequence: from (seed, n) to its numbers, and their checksum. Nothing else knows how they are drawn."""
+"""From a seed to the numbers of a sequence, and their checksum. Nothing else knows how numbers are drawn."""
 
 import os
 
@@ -43,7 +43,7 @@ def draw(seed, n):
 
 
 def _words(seed, size):
-    """The top bytes of the first words of random.Random(seed), many at once instead of one by one.
+    """The top bytes of the first words of random.Random(seed), many at once.
 
     A seventeenth of the time of randint on 3.11, a fiftieth on 3.6; the same on every version, 32 and 64 bits.
     """
@@ -65,10 +65,10 @@ def checksum(numbers):
 
 
 def _from_hashlib(name):
-    """A hash from where OpenSSL, 3.6 MB of it, is loaded too: for interpreters that have none of their own.
+    """A hash function of hashlib, which also loads OpenSSL (3.6 MB): for builds without their own.
 
-    Builds under FIPS refuse a plain hashlib.md5, and those before 3.9 do not know the word that makes them agree: it
-    is not for security here, but the checksum that the protocol names.
+    FIPS builds refuse hashlib.md5 unless it is said not to be for security, which it is not: the protocol names it as
+    the checksum. Before 3.9 there is no such argument.
     """
     import hashlib
 
