@@ -49,7 +49,7 @@ def bench(*arguments):
 
 
 @on_linux
-def test_the_benchmark_prints_every_row():
+def test_benchmark_prints_every_row():
     status, out, err = bench("--quick")
     assert (status, err) == (0, "")
     rows = ROW.findall(out)
@@ -59,7 +59,7 @@ def test_the_benchmark_prints_every_row():
 
 
 @on_linux
-def test_the_benchmark_prints_one_row_where_one_is_asked_for():
+def test_benchmark_prints_only_the_row_asked_for():
     status, out, err = bench("--quick", "--only", "drawing")
     assert (status, err) == (0, "")
     assert [row[0] for row in ROW.findall(out)] == ["drawing 65,535 numbers (randint), ms"]
@@ -67,7 +67,7 @@ def test_the_benchmark_prints_one_row_where_one_is_asked_for():
 
 @on_linux
 @pytest.mark.parametrize("python", ["/bin/false", "/no/such/python"])
-def test_the_benchmark_tells_in_a_line_what_is_wrong(python):
+def test_benchmark_reports_a_failure_in_one_line(python):
     status, out, err = bench("--quick", "--only", "start", "--python", python)
     assert status == 1
     assert re.match(r"bench: .*\n\Z", err)
@@ -75,7 +75,7 @@ def test_the_benchmark_tells_in_a_line_what_is_wrong(python):
 
 @on_linux
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_interrupted_benchmark_leaves_nothing_behind(number):
+def test_interrupted_benchmark_leaves_nothing_behind(number):
     child = subprocess.Popen([sys.executable, RUN, "--only", "roundtrips"], universal_newlines=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     children = []
@@ -145,7 +145,7 @@ def read_messages(loop, peer, count):
     return data
 
 
-def test_a_request_costs_a_recv_and_a_send_and_no_change_of_interest(loop, counted):
+def test_request_costs_one_recv_one_send_and_no_change_of_interest(loop, counted):
     peer, calls = counted
     for index in range(100):
         peer.sendall(b"RECV,%d;" % index)
@@ -153,7 +153,7 @@ def test_a_request_costs_a_recv_and_a_send_and_no_change_of_interest(loop, count
     assert calls == ["recv", "send"] * 100
 
 
-def test_a_window_of_requests_costs_a_recv_and_a_send(loop, counted):
+def test_window_of_requests_costs_one_recv_and_one_send(loop, counted):
     peer, calls = counted
     for first in range(0, 10 * WINDOW, WINDOW):
         peer.sendall(protocol.encode_receives(first, first + WINDOW))
@@ -161,7 +161,7 @@ def test_a_window_of_requests_costs_a_recv_and_a_send(loop, counted):
     assert calls == ["recv", "send"] * 10
 
 
-def test_a_wrong_index_costs_no_more(loop, counted):
+def test_wrong_index_costs_no_more_than_a_right_one(loop, counted):
     peer, calls = counted
     peer.sendall(b"RECV,65535;RECV,0;")
     read_messages(loop, peer, 2)
@@ -191,7 +191,7 @@ def greet(loop, peers):
         assert read_from(loop, peer, 4) == protocol.ACK_MESSAGE
 
 
-def test_an_idle_connection_holds_little(loop, server, sockets, traced):
+def test_idle_connection_takes_little_memory(loop, server, sockets, traced):
     greet(loop, open_group(loop, server, sockets, 0))
     peers = open_group(loop, server, sockets, 1)
     before = traced()
@@ -199,7 +199,7 @@ def test_an_idle_connection_holds_little(loop, server, sockets, traced):
     assert 0 < (traced() - before) / CONNECTIONS <= IDLE_MOST
 
 
-def test_a_retained_client_holds_little(loop, server, sockets, traced):
+def test_retained_client_takes_little_memory(loop, server, sockets, traced):
     def leave(group):
         peers = open_group(loop, server, sockets, group)
         greet(loop, peers)

@@ -25,7 +25,7 @@ SELECTORS = [getattr(selectors, name) for name in ("EpollSelector", "PollSelecto
 
 
 @pytest.mark.parametrize("days", [24, 25, 50, 365])
-def test_a_timer_beyond_the_longest_wait_comes_when_it_is_due(days, loop, clock):
+def test_timer_beyond_the_longest_wait_fires_when_due(days, loop, clock):
     began = clock()
     came = []
     loop.call_later(days * DAY, lambda: came.append(clock() - began))
@@ -35,7 +35,7 @@ def test_a_timer_beyond_the_longest_wait_comes_when_it_is_due(days, loop, clock)
     assert max(loop.poller.selector.timeouts) <= WAIT_LIMIT
 
 
-def test_a_timer_at_infinity_never_comes_and_does_not_hold_up_the_others(loop, clock):
+def test_timer_at_infinity_never_fires_and_delays_no_others(loop, clock):
     came = []
     loop.call_later(float("inf"), lambda: came.append("never"))
     loop.call_later(HUGE, lambda: came.append("last"))
@@ -49,7 +49,7 @@ def test_a_timer_at_infinity_never_comes_and_does_not_hold_up_the_others(loop, c
     assert max(loop.poller.selector.timeouts) <= WAIT_LIMIT
 
 
-def test_the_longest_wait_is_one_that_poll_can_take_on_32_bits():
+def test_longest_wait_fits_the_32_bits_of_poll():
     assert WAIT_LIMIT < LONGEST_WAIT
 
 
@@ -63,7 +63,7 @@ def test_every_selector_takes_the_longest_wait(kind):
 
 
 @pytest.mark.parametrize("kind", SELECTORS, ids=lambda kind: kind.__name__)
-def test_a_loop_on_any_selector_turns_with_a_timer_of_31_years(kind):
+def test_loop_on_any_selector_turns_with_a_timer_of_31_years(kind):
     loop = loop_module.Loop(selector=kind())
     here, there = socket.socketpair()
     there.send(b"!")
@@ -131,7 +131,7 @@ def outcomes(name, command_lines):
 
 
 @pytest.mark.parametrize("name, before, option", SECONDS_OPTIONS)
-def test_a_time_that_is_none_is_refused_in_one_line(name, before, option):
+def test_invalid_time_is_refused_in_one_line(name, before, option):
     command_lines = [before + [option + "=" + text] for text in WRONG_SECONDS]
     for command_line, (status, said) in zip(command_lines, outcomes(name, command_lines)):
         assert (status, len(said)) == ("2", 1), command_line
@@ -139,7 +139,7 @@ def test_a_time_that_is_none_is_refused_in_one_line(name, before, option):
 
 
 @pytest.mark.parametrize("name, before, option", COUNT_OPTIONS)
-def test_a_count_that_is_none_is_refused_in_one_line(name, before, option):
+def test_invalid_count_is_refused_in_one_line(name, before, option):
     command_lines = [before + [option + "=" + text] for text in WRONG_COUNTS]
     for command_line, (status, said) in zip(command_lines, outcomes(name, command_lines)):
         assert (status, len(said)) == ("2", 1), command_line
@@ -147,7 +147,7 @@ def test_a_count_that_is_none_is_refused_in_one_line(name, before, option):
 
 @pytest.mark.parametrize("which", [builds.oldest, builds.newest], ids=["oldest", "newest"])
 @pytest.mark.parametrize("seconds", ["1e9", "2147484", "4294968.5", "1e-300"])
-def test_a_server_runs_with_the_longest_and_shortest_timeouts_there_are(seconds, which, tmp_path):
+def test_server_runs_with_the_longest_and_the_shortest_timeouts(seconds, which, tmp_path):
     server = scripts(which(), ROOT, environment={"PYTHONDONTWRITEBYTECODE": "1"})
     process = server.start("server", ["0", "--session-timeout", seconds, "--retention", seconds], str(tmp_path))
     try:
@@ -166,7 +166,7 @@ def test_a_server_runs_with_the_longest_and_shortest_timeouts_there_are(seconds,
         builds.end(process)
 
 
-def test_a_client_runs_with_a_timeout_of_31_years(tmp_path):
+def test_client_runs_with_a_timeout_of_31_years(tmp_path):
     build = scripts(sys.executable, ROOT, environment={"PYTHONDONTWRITEBYTECODE": "1"})
     with builds.serving(build, str(tmp_path), TEST_MODE="1") as port:
         new = ["NEW", 5, port, "--client_id", builds.SMALL_ID, "--timeout", HUGE, "--state", os.devnull + "/none"]

@@ -117,7 +117,7 @@ def drip(request):
 # ---- what a good server says
 
 
-def test_a_good_server_is_understood_however_its_answers_are_cut(run, liar, way, drip, begun, state):
+def test_good_server_is_understood_however_its_answers_are_cut(run, liar, way, drip, begun, state):
     done = run(liar(GOOD, drip=drip), **way)
     assert done.wait() is None
     assert list(begun.numbers) == NUMBERS
@@ -128,14 +128,14 @@ def test_a_good_server_is_understood_however_its_answers_are_cut(run, liar, way,
 
 @pytest.mark.parametrize("n, batch", [(0, 1), (1, 1), (5, 5), (6, 5), (10, 5), (3, 65535), (2000, 1), (65535, 5),
                                       (65535, 65535)])
-def test_the_real_server_s_sequence_arrives_complete(server, loop, n, batch):
+def test_sequence_of_the_real_server_arrives_complete(server, loop, n, batch):
     begun = Journal(CLIENT_ID.encode("ascii"), n, batch)
     done = Run(loop, server(test_mode=True).port, begun)
     assert done.wait() is None
     assert list(begun.numbers) == numbers_of(CLIENT_ID, n)
 
 
-def test_a_message_torn_between_two_reads_does_not_hide_a_shorter_one_behind_it(run, liar, loop, way):
+def test_message_torn_between_reads_does_not_hide_a_shorter_next_one(run, liar, loop, way):
     numbers = [50] * 11
     good = honest(numbers, 5)
     begun = Journal(CLIENT_ID.encode("ascii"), 11, 5)
@@ -150,7 +150,7 @@ def test_a_message_torn_between_two_reads_does_not_hide_a_shorter_one_behind_it(
     assert done.wait() is None
 
 
-def test_what_the_transcript_watches_is_what_is_sent_and_received(run, liar):
+def test_transcript_sees_what_is_sent_and_received(run, liar):
     server = liar(GOOD)
     done = run(server, watched=True, window=2)
     assert done.wait() is None
@@ -159,7 +159,7 @@ def test_what_the_transcript_watches_is_what_is_sent_and_received(run, liar):
     assert [name for name, _ in done.events if name not in ("sending", "received")] == ["requesting", "closing"]
 
 
-def test_the_connection_is_closed_by_the_client_in_good_order(run, liar, loop):
+def test_client_closes_the_connection_in_good_order(run, liar, loop):
     server = liar(GOOD)
     assert run(server).wait() is None
     peer, = server.peers
@@ -237,7 +237,7 @@ def name_of(value):
 
 
 @pytest.mark.parametrize("lie, kind, said, kept", LIES, ids=name_of)
-def test_a_lie_ends_the_fetch_with_its_own_error_and_what_was_good_is_kept(
+def test_wrong_reply_ends_with_its_error_and_keeps_the_good_numbers(
         run, liar, clock, way, drip, begun, state, lie, kind, said, kept):
     done = run(liar(instead(GOOD, **lie), drip=drip), **way)
     error = done.wait(clock, IDLE)
@@ -253,7 +253,7 @@ def test_a_lie_ends_the_fetch_with_its_own_error_and_what_was_good_is_kept(
 
 
 @pytest.mark.parametrize("lie, kind", [(lie, kind) for lie, kind, _, _ in LIES[::4]], ids=name_of)
-def test_what_was_good_completes_with_a_good_server(run, liar, clock, lie, kind, begun, state):
+def test_numbers_kept_after_an_error_complete_with_a_good_server(run, liar, clock, lie, kind, begun, state):
     """And none of it is asked for again."""
     assert isinstance(run(liar(instead(GOOD, **lie))).wait(clock, IDLE), kind)
     if not begun.kept:
@@ -267,26 +267,26 @@ def test_what_was_good_completes_with_a_good_server(run, liar, clock, lie, kind,
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_a_batch_before_it_was_asked_for_is_an_answer_to_nothing(run, liar, watched, begun):
+def test_batch_before_its_request_is_an_unexpected_reply(run, liar, watched, begun):
     server = liar(instead(GOOD, RECV_0=GOOD("RECV,0") + GOOD("RECV,1")))
     error = run(server, window=1, watched=watched).wait()
     assert str(error) == "The server broke the protocol: " + TOO_EARLY
     assert list(begun.numbers) == NUMBERS[:5]
 
 
-def test_what_a_server_says_after_the_checksum_is_not_listened_to(run, liar, way):
+def test_input_after_the_checksum_is_ignored(run, liar, way):
     server = liar(instead(GOOD, FIN=GOOD("FIN") + b"nonsense;" + GOOD("FIN")))
     assert run(server, **way).wait() is None
 
 
 @pytest.mark.parametrize("where", ["INIT", "RECV_0", "FIN"])
 @pytest.mark.parametrize("endless", [b"NUM," + b"1:" * 200000, b"\0" * 400000, b"ERR," + b"x" * 400000])
-def test_an_endless_message_is_given_up_before_its_end(run, liar, way, where, endless):
+def test_endless_message_is_given_up_before_its_end(run, liar, way, where, endless):
     done = run(liar(instead(GOOD, **{where: endless})), **way)
     assert str(done.wait()) == "The server broke the protocol: Message too long"
 
 
-def test_the_longest_message_there_is_is_not_too_long(run, liar):
+def test_longest_valid_message_is_not_too_long(run, liar):
     numbers = [100] * protocol.N_MOST
     begun = Journal(CLIENT_ID.encode("ascii"), protocol.N_MOST, protocol.BATCH_MOST)
     assert run(liar(honest(numbers, protocol.BATCH_MOST), drip=3001), begun).wait() is None
@@ -294,7 +294,7 @@ def test_the_longest_message_there_is_is_not_too_long(run, liar):
 
 
 @pytest.mark.parametrize("wrong", ["first", "last"])
-def test_numbers_that_are_not_the_server_s_are_dropped_and_can_be_fetched_anew(run, liar, way, wrong, begun, state):
+def test_numbers_with_a_wrong_checksum_are_dropped_and_fetched_anew(run, liar, way, wrong, begun, state):
     place = 0 if wrong == "first" else N - 1
     others = NUMBERS[:place] + [(NUMBERS[place] + 1) % 101] + NUMBERS[place + 1:]
     done = run(liar(instead(honest(others, BATCH), FIN=GOOD("FIN"))), **way)
@@ -308,7 +308,7 @@ def test_numbers_that_are_not_the_server_s_are_dropped_and_can_be_fetched_anew(r
     assert list(load(state).numbers) == NUMBERS
 
 
-def test_the_same_stream_gives_the_same_whether_anybody_reads_along_or_not(run, liar, clock, loop):
+def test_result_is_the_same_with_and_without_a_transcript(run, liar, clock, loop):
     """Streams made of good and bad pieces by chance, cut by chance: the fast path may not differ in anything."""
     chance = random.Random(4)
     good = [GOOD("RECV,%d" % index) for index in range(5)]
@@ -344,7 +344,7 @@ def test_silence_is_given_up_after_the_timeout_and_not_before(run, liar, loop, c
     assert str(done.wait()) == "no answer for %g s" % timeout
 
 
-def test_a_server_that_is_slow_but_not_silent_is_waited_for(run, liar, clock):
+def test_server_that_is_slow_but_not_silent_is_waited_for(run, liar, clock):
     done = run(liar(GOOD, drip=1), timeout=0.5)
     assert done.wait(clock, 0.1) is None
     assert clock.seconds - 1000 > 5
@@ -380,7 +380,7 @@ def test_connecting_counts_as_silence(loop, clock, begun, sockets):
 
 @pytest.mark.parametrize("window", [1, 2, 3, 7, 64])
 @pytest.mark.parametrize("watched", [False, True])
-def test_never_more_than_the_window_is_in_flight_and_it_is_refilled_in_time(loop, run, liar, window, watched):
+def test_requests_in_flight_stay_within_the_window_and_are_refilled(loop, run, liar, window, watched):
     total = 40
     begun = Journal(CLIENT_ID.encode("ascii"), total, 1)
     good = honest(NUMBERS * 2, 1)
@@ -402,7 +402,7 @@ def test_never_more_than_the_window_is_in_flight_and_it_is_refilled_in_time(loop
     assert server.heard()[1:-1] == ["RECV,%d" % index for index in range(total)]
 
 
-def test_the_default_window_is_wide_and_asks_in_one_go(loop, run, liar):
+def test_default_window_sends_its_requests_at_once(loop, run, liar):
     begun = Journal(CLIENT_ID.encode("ascii"), 65535, 5)
     server = liar(instead(GOOD, RECV=b""))
     run(server, begun)
@@ -413,7 +413,7 @@ def test_the_default_window_is_wide_and_asks_in_one_go(loop, run, liar):
 # ---- coming back: --retry
 
 
-def test_the_pauses_double_from_50_ms_to_5_s_with_jitter(loop, clock, begun):
+def test_pauses_double_from_50_ms_to_5_s_with_jitter(loop, clock, begun):
     """A name that cannot be looked up fails without the network, so that the pauses are all that takes time."""
     pauses = []
     for _ in range(20):
@@ -432,7 +432,7 @@ def test_the_pauses_double_from_50_ms_to_5_s_with_jitter(loop, clock, begun):
 
 
 @pytest.mark.parametrize("retry", [0, 1, 3])
-def test_a_look_up_that_fails_ends_the_fetch_once_and_for_all(loop, clock, begun, retry):
+def test_failed_name_lookup_ends_the_fetch_without_a_retry(loop, clock, begun, retry):
     run = Run(loop, 1, begun, host="\u00e9", retry=retry, watched=True)
     assert run.outcomes == [], "the caller has to have the fetch in hand first"
     run.wait(clock)
@@ -442,7 +442,7 @@ def test_a_look_up_that_fails_ends_the_fetch_once_and_for_all(loop, clock, begun
 
 
 @pytest.mark.parametrize("retry", [0, 2])
-def test_a_refused_connection_is_tried_again_up_to_the_limit(loop, clock, begun, sockets, retry):
+def test_refused_connection_is_tried_again_up_to_the_limit(loop, clock, begun, sockets, retry):
     held = socket.socket()
     sockets.append(held)
     held.bind((HOST, 0))
@@ -454,7 +454,7 @@ def test_a_refused_connection_is_tried_again_up_to_the_limit(loop, clock, begun,
     assert not error.resumable, "nothing was created"
 
 
-def test_a_server_that_comes_up_late_is_reached(loop, clock, begun, liar):
+def test_server_that_comes_up_late_is_reached(loop, clock, begun, liar):
     gone = liar(GOOD)
     gone.stop_listening()
     run = Run(loop, gone.port, begun, retry=100, watched=True)
@@ -465,7 +465,7 @@ def test_a_server_that_comes_up_late_is_reached(loop, clock, begun, liar):
 
 
 @pytest.mark.parametrize("retry", [1, 3])
-def test_progress_resets_the_count_and_nothing_that_has_arrived_is_asked_for_again(run, liar, clock, way, retry, begun):
+def test_progress_resets_the_retries_and_nothing_is_asked_for_twice(run, liar, clock, way, retry, begun):
     cuts = [instead(GOOD, **{"RECV_%d" % index: cut}) for index in range(1, 5)] + [instead(GOOD, FIN=cut)]
     server = liar(*cuts, GOOD)
     done = run(server, retry=retry, **dict(way, window=1))
@@ -476,7 +476,7 @@ def test_progress_resets_the_count_and_nothing_that_has_arrived_is_asked_for_aga
         ["RECV,0", "RECV,1"], ["RECV,1", "RECV,2"], ["RECV,2", "RECV,3"], ["RECV,3", "RECV,4"], ["RECV,4", "FIN"], ["FIN"]]
 
 
-def test_without_progress_the_count_runs_out(run, liar, clock, begun):
+def test_retries_run_out_without_progress(run, liar, clock, begun):
     server = liar(instead(GOOD, RECV_2=cut))
     done = run(server, retry=4, window=1)
     error = done.wait(clock)
@@ -486,13 +486,13 @@ def test_without_progress_the_count_runs_out(run, liar, clock, begun):
     assert list(begun.numbers) == NUMBERS[:10]
 
 
-def test_a_wide_window_that_is_cut_asks_for_what_is_missing_alone(run, liar, clock, begun):
+def test_cut_window_is_asked_for_again_without_what_arrived(run, liar, clock, begun):
     server = liar(instead(GOOD, RECV_3=end), GOOD)
     assert run(server, retry=1).wait(clock) is None
     assert server.peers[1].heard == ["CONT," + CLIENT_ID, "RECV,3", "RECV,4", "FIN"]
 
 
-def test_a_new_connection_goes_on_with_the_state_that_is_there(run, liar, clock, state, monkeypatch):
+def test_new_connection_continues_from_the_state(run, liar, clock, state, monkeypatch):
     replaced = []
     real = os.replace
     monkeypatch.setattr(os, "replace", lambda source, target: (replaced.append(target), real(source, target)))
@@ -502,7 +502,7 @@ def test_a_new_connection_goes_on_with_the_state_that_is_there(run, liar, clock,
     assert list(load(state).numbers) == NUMBERS
 
 
-def test_a_torn_message_is_asked_for_again_as_a_whole(run, liar, clock, begun):
+def test_torn_message_is_asked_for_again_as_a_whole(run, liar, clock, begun):
     server = liar(instead(GOOD, RECV_2=GOOD("RECV,2")[:-3], RECV_3=end), GOOD)
     assert run(server, retry=1, window=4).wait(clock) is None
     assert server.peers[1].heard[1] == "RECV,2"
@@ -515,20 +515,20 @@ MISSING = b"ERR,Client-id: %s does not exist;" % CLIENT_ID.encode("ascii")
 
 
 @pytest.mark.parametrize("answer", [cut, end, hang])
-def test_an_init_that_arrived_but_was_not_answered_is_not_created_twice(run, liar, clock, answer, begun):
+def test_unanswered_init_that_arrived_is_not_created_twice(run, liar, clock, answer, begun):
     server = liar(instead(GOOD, INIT=answer), GOOD)
     assert run(server, retry=1).wait(clock, 0.1) is None
     assert [peer.heard[0] for peer in server.peers] == [INIT, CONT]
     assert list(begun.numbers) == NUMBERS
 
 
-def test_an_init_that_never_arrived_is_sent_again_once_that_is_known(run, liar, clock, begun):
+def test_init_that_never_arrived_is_sent_again_once_that_is_known(run, liar, clock, begun):
     server = liar(instead(GOOD, INIT=cut), instead(GOOD, CONT=MISSING), GOOD)
     assert run(server, retry=1).wait(clock) is None
     assert [peer.heard[0] for peer in server.peers] == [INIT, CONT, INIT]
 
 
-def test_a_sequence_that_the_server_has_forgotten_is_not_begun_again(run, liar, clock, begun):
+def test_sequence_that_the_server_has_forgotten_is_not_begun_again(run, liar, clock, begun):
     server = liar(instead(GOOD, RECV_2=cut), instead(GOOD, CONT=MISSING))
     error = run(server, retry=5, window=1).wait(clock)
     assert (type(error), str(error)) == (Refused, MISSING[4:-1].decode("ascii"))
@@ -547,7 +547,7 @@ def test_too_many_connections_are_waited_out(run, liar, clock, retry):
         assert len(server.peers) == 1
 
 
-def test_the_real_server_s_limit_of_connections_is_waited_out(server, loop, clock):
+def test_connection_limit_of_the_real_server_is_waited_out(server, loop, clock):
     crowded = server(connections_most=1, test_mode=True, session_timeout=1000)
     runs = [Run(loop, crowded.port, Journal(client.new_id(), 200, 5), retry=1000, window=1) for _ in range(4)]
     turn_until(loop, lambda: clock.advance(0.01) or all(run.outcomes for run in runs))
@@ -556,13 +556,13 @@ def test_the_real_server_s_limit_of_connections_is_waited_out(server, loop, cloc
 
 
 @pytest.mark.parametrize("said", [b"ERR,no;", b"nonsense;"])
-def test_what_another_connection_cannot_make_up_for_is_not_tried_again(run, liar, clock, said):
+def test_permanent_errors_are_not_tried_again(run, liar, clock, said):
     server = liar(instead(GOOD, RECV_1=said))
     assert run(server, retry=100).wait(clock) is not None
     assert len(server.peers) == 1
 
 
-def test_a_new_one_with_the_id_of_another_s_sequence_keeps_the_state_of_the_earlier(server, loop, state):
+def test_refused_new_sequence_keeps_the_earlier_state(server, loop, state):
     real = server(test_mode=True)
     earlier = Journal(CLIENT_ID.encode("ascii"), N, BATCH, path=state)
     assert Run(loop, real.port, earlier).wait() is None
@@ -575,7 +575,7 @@ def test_a_new_one_with_the_id_of_another_s_sequence_keeps_the_state_of_the_earl
 # ---- many at once, and the end of one
 
 
-def test_many_fetches_share_a_loop_and_sessions_that_end_too_early(server, loop, clock):
+def test_many_fetches_share_a_loop_with_sessions_that_end_too_early(server, loop, clock):
     real = server(session_timeout=0.3)
     chance = random.Random(7)
     runs = [Run(loop, real.port, Journal(client.new_id(), chance.randrange(2000), chance.randint(1, 9)),
@@ -587,7 +587,7 @@ def test_many_fetches_share_a_loop_and_sessions_that_end_too_early(server, loop,
 
 
 @pytest.mark.parametrize("phase", ["connecting", "INIT", "RECV_2", "pausing"])
-def test_a_fetch_that_is_cancelled_says_nothing_more_and_leaves_its_state(run, liar, loop, clock, phase, begun, state):
+def test_cancelled_fetch_calls_back_no_more_and_leaves_its_state(run, liar, loop, clock, phase, begun, state):
     server = liar(instead(GOOD, **{phase: hang, "RECV_3": cut}))
     done = run(server, retry=5, window=1, watched=True)
     if phase == "pausing":
@@ -608,7 +608,7 @@ def test_a_fetch_that_is_cancelled_says_nothing_more_and_leaves_its_state(run, l
         assert load(state).numbers == begun.numbers
 
 
-def test_after_the_end_nothing_is_left_on_the_loop(run, liar, loop, clock):
+def test_nothing_is_left_on_the_loop_after_the_end(run, liar, loop, clock):
     server = liar(GOOD)
     assert run(server).wait() is None
     server.stop_listening()
@@ -632,12 +632,12 @@ def test_each_exit_status_has_its_exception(kind, status):
 # ---- as a library
 
 
-def test_importing_the_package_loads_no_more_than_its_errors():
+def test_importing_the_package_loads_only_its_errors():
     loaded = run_python("import sys; before = set(sys.modules); import numseq; print(sorted(set(sys.modules) - before))")
     assert eval(loaded) == ["numseq", "numseq.errors", "numseq.version"]
 
 
-def test_the_client_loads_neither_argparse_nor_what_the_server_is_made_of():
+def test_client_loads_neither_argparse_nor_the_server():
     loaded = run_python(
         "import sys; before = set(sys.modules); import numseq.client; print(sorted(set(sys.modules) - before))")
     assert not {"argparse", "asyncio", "ssl", "threading", "numseq.server", "numseq.store", "numseq.options"} & set(
@@ -673,7 +673,7 @@ def test_fetch_can_be_called_in_many_threads(port):
     assert all(result.numbers == numbers_of(result.client_id, 500) for result in results)
 
 
-def test_resume_goes_on_with_a_state_file(port, state):
+def test_resume_continues_from_a_state_file(port, state):
     first = numseq.fetch(100, port, state=state)
     assert numseq.resume(port, state=state) == first
 
@@ -689,7 +689,7 @@ def test_resume_goes_on_with_a_state_file(port, state):
     (dict(port=65536), "Invalid port: 1 to 65535"),
     (dict(port=-1), "Invalid port: 1 to 65535"),
 ])
-def test_what_cannot_be_is_refused_before_anything_is_sent(wrong, said):
+def test_invalid_arguments_are_refused_before_anything_is_sent(wrong, said):
     with pytest.raises(UsageError) as refused:
         numseq.fetch(**dict(dict(n=5, port=1), **wrong))
     assert (str(refused.value), refused.value.status) == (said, 2)
@@ -700,7 +700,7 @@ def test_resume_without_a_state_is_refused(state):
         numseq.resume(1, state=state)
 
 
-def test_fetch_raises_what_ended_it(programs, state):
+def test_fetch_raises_the_error_that_ended_it(programs, state):
     server = programs.server("--session-timeout", 0.05)
     with pytest.raises(ConnectionLost) as lost:
         numseq.fetch(65535, server.port, batch_size=1, window=1, state=state)

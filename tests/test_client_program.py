@@ -67,7 +67,7 @@ def test_quiet_prints_exactly_the_two_result_lines(run, liar):
     assert run(liar(GOOD), "CONTINUE", "--quiet") == (0, RESULT, "")
 
 
-def test_quiet_keeps_many_requests_in_flight_and_a_window_can_be_set_in_either_mode(programs, liar, loop):
+def test_quiet_mode_has_a_wide_window_and_any_mode_takes_one(programs, liar, loop):
     for options, expected in [((), 1), (("-q",), 5), (("-q", "--window", 2), 2), (("--window", 3), 3)]:
         server = liar(instead(GOOD, RECV=b""))
         client = programs.start_client(*NEW, server.port, *options)
@@ -82,7 +82,7 @@ def test_quiet_keeps_many_requests_in_flight_and_a_window_can_be_set_in_either_m
 
 
 @pytest.mark.parametrize("quiet", [(), ("-q",)])
-def test_output_puts_the_numbers_one_a_line_into_a_file(run, liar, tmp_path, quiet):
+def test_output_writes_one_number_a_line(run, liar, tmp_path, quiet):
     result = run(liar(GOOD), *NEW, "--output", "numbers", *quiet)
     assert (result.status, result.err) == (0, "")
     assert result.out.endswith(RESULT)
@@ -94,7 +94,7 @@ def test_output_puts_the_numbers_one_a_line_into_a_file(run, liar, tmp_path, qui
     (instead(GOOD, INIT=b"ERR,no;"), 3), (instead(GOOD, RECV_3=cut), 4), (instead(GOOD, FIN=end), 4),
     (instead(GOOD, RECV_4=b"NUM,1;"), 5), (WRONG_CHECKSUM, 1),
 ])
-def test_a_file_that_was_there_stays_until_the_numbers_are_verified(run, liar, tmp_path, answers, status):
+def test_existing_output_stays_until_the_numbers_are_verified(run, liar, tmp_path, answers, status):
     (tmp_path / "numbers").write_text("the old ones")
     assert run(liar(answers), *NEW, "--output", "numbers").status == status
     assert (tmp_path / "numbers").read_text() == "the old ones"
@@ -103,7 +103,7 @@ def test_a_file_that_was_there_stays_until_the_numbers_are_verified(run, liar, t
     assert (tmp_path / "numbers").read_text() == LISTED
 
 
-def test_output_is_in_place_at_once_and_not_while_it_is_fetched(programs, liar, loop, tmp_path):
+def test_output_appears_whole_and_not_while_it_is_fetched(programs, liar, loop, tmp_path):
     server = liar(instead(GOOD, FIN=b""))
     client = programs.start_client(*NEW, server.port, "--output", "numbers")
     turn_until(loop, lambda: server.heard()[-1:] == ["FIN"])
@@ -113,7 +113,7 @@ def test_output_is_in_place_at_once_and_not_while_it_is_fetched(programs, liar, 
     assert (tmp_path / "numbers").read_text() == LISTED
 
 
-def test_output_follows_a_link_and_leaves_it_one(run, liar, tmp_path):
+def test_output_follows_a_link_and_keeps_it(run, liar, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "target").write_text("the old ones")
     (tmp_path / "link").symlink_to(os.path.join("folder", "target"))
@@ -124,7 +124,7 @@ def test_output_follows_a_link_and_leaves_it_one(run, liar, tmp_path):
 
 
 @pytest.mark.parametrize("link", [False, True])
-def test_output_into_a_device_leaves_the_device(run, liar, tmp_path, link):
+def test_output_into_a_device_keeps_the_device(run, liar, tmp_path, link):
     path = os.devnull
     if link:
         path = "link"
@@ -133,7 +133,7 @@ def test_output_into_a_device_leaves_the_device(run, liar, tmp_path, link):
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
 
 
-def test_output_into_a_pipe_is_read_at_its_other_end(programs, liar, loop, tmp_path):
+def test_output_into_a_pipe_reaches_its_reader(programs, liar, loop, tmp_path):
     os.mkfifo(str(tmp_path / "pipe"))
     reading = os.open(str(tmp_path / "pipe"), os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -145,14 +145,14 @@ def test_output_into_a_pipe_is_read_at_its_other_end(programs, liar, loop, tmp_p
 
 
 @pytest.mark.parametrize("quiet", [(), ("-q",)])
-def test_output_on_standard_output_has_nothing_but_the_numbers_there(run, liar, quiet):
+def test_output_on_standard_output_is_the_numbers_alone(run, liar, quiet):
     result = run(liar(GOOD), *NEW, "--output", "-", *quiet)
     assert (result.status, result.out) == (0, LISTED)
     assert result.err.endswith(RESULT)
     assert (result.err == RESULT) is bool(quiet)
 
 
-def test_output_on_standard_output_has_nothing_at_all_after_a_failure(run, liar):
+def test_output_on_standard_output_is_empty_after_a_failure(run, liar):
     result = run(liar(WRONG_CHECKSUM), *NEW, "--output", "-")
     assert (result.status, result.out) == (1, "")
 
@@ -162,12 +162,12 @@ def test_output_on_standard_output_has_nothing_at_all_after_a_failure(run, liar)
     pytest.param("/dev/full", errno.ENOSPC,
                  marks=pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")),
 ])
-def test_output_that_cannot_be_written_is_told_in_one_line_with_its_own_status(run, liar, path, code):
+def test_output_that_cannot_be_written_is_one_line_and_its_own_status(run, liar, path, code):
     result = run(liar(GOOD), *NEW, "-q", "--output", path)
     assert result == (OUTPUT_FAILED, RESULT, "client.py: %r cannot be written: %s\n" % (path, os.strerror(code)))
 
 
-def test_output_that_failed_can_be_had_by_continue(run, liar, tmp_path):
+def test_output_that_failed_is_written_by_continue(run, liar, tmp_path):
     assert run(liar(GOOD), *NEW, "-q", "--output", "missing/numbers").status == OUTPUT_FAILED
     server = liar(GOOD)
     assert run(server, "CONTINUE", "-q", "--output", "numbers").status == 0
@@ -179,7 +179,7 @@ def test_output_that_failed_can_be_had_by_continue(run, liar, tmp_path):
 
 
 @pytest.mark.parametrize("lines", [0, 3])
-def test_a_reader_that_leaves_early_ends_the_client_without_a_traceback(programs, port, tmp_path, lines):
+def test_reader_that_leaves_early_ends_the_client_without_a_traceback(programs, port, tmp_path, lines):
     reading, writing = os.pipe()
     client = programs.start_client("NEW", 20000, port, out=writing)
     os.close(writing)
@@ -191,7 +191,7 @@ def test_a_reader_that_leaves_early_ends_the_client_without_a_traceback(programs
     assert "numseq.state" in os.listdir(str(tmp_path)) or not lines
 
 
-def test_a_reader_that_leaves_before_the_numbers_ends_the_client_without_a_traceback(programs, liar, loop):
+def test_reader_gone_before_the_numbers_causes_no_traceback(programs, liar, loop):
     reading, writing = os.pipe()
     client = programs.start_client(*NEW, liar(GOOD).port, "-q", "--output", "-", out=writing)
     for file in writing, reading:
@@ -203,7 +203,7 @@ def test_a_reader_that_leaves_before_the_numbers_ends_the_client_without_a_trace
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 @pytest.mark.parametrize("options", [(), ("-q",), ("-q", "--output", "-")])
-def test_a_standard_output_that_is_full_is_told_in_one_line(programs, port, options):
+def test_full_standard_output_is_reported_in_one_line(programs, port, options):
     with open("/dev/full", "wb") as full:
         result = programs.client(*NEW, port, *options, out=full)
     assert result.status == OUTPUT_FAILED
@@ -216,7 +216,7 @@ def test_a_standard_output_that_is_full_is_told_in_one_line(programs, port, opti
     (("--output", "-"), 0, []), (("--output", "missing/numbers"), OUTPUT_FAILED, []),
 ])
 @pytest.mark.parametrize("closed", [(1,), (1, 2), (0, 1, 2)])
-def test_a_client_whose_standard_streams_are_closed_works_all_the_same(
+def test_client_works_with_its_standard_streams_closed(
         programs, port, tmp_path, options, status, files, closed):
     result = programs.client("NEW", 23, port, *options, preexec=lambda: [os.close(file) for file in closed])
     assert result.status == status
@@ -226,7 +226,7 @@ def test_a_client_whose_standard_streams_are_closed_works_all_the_same(
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_a_standard_error_that_takes_nothing_changes_nothing_else(programs, liar, loop, closed):
+def test_full_standard_error_changes_nothing_else(programs, liar, loop, closed):
     if not (closed or os.path.exists("/dev/full")):
         pytest.skip("needs a device that is always full")
     with open(os.devnull if closed else "/dev/full", "wb") as full:
@@ -237,7 +237,7 @@ def test_a_standard_error_that_takes_nothing_changes_nothing_else(programs, liar
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_a_transcript_on_standard_error_that_cannot_be_written_ends_as_on_standard_output(programs, port, broken):
+def test_unwritable_transcript_ends_the_same_on_either_stream(programs, port, broken):
     if not (broken or os.path.exists("/dev/full")):
         pytest.skip("needs a device that is always full")
     reading, writing = os.pipe()
@@ -270,14 +270,14 @@ STATUSES = {
 
 
 @pytest.mark.parametrize("name", sorted(STATUSES))
-def test_each_end_has_its_status_and_its_line(run, liar, name):
+def test_each_failure_has_its_status_and_its_line(run, liar, name):
     answers, status, out, err = STATUSES[name]
     server = liar(answers)
     assert run(server, *NEW, "-q", "--timeout", 0.2) == (status, out, err.format(port=server.port))
 
 
 @pytest.mark.parametrize("name", sorted(STATUSES))
-def test_with_a_transcript_the_error_is_its_last_line_and_the_hint_is_beside_it(run, liar, name):
+def test_transcript_ends_with_the_error_and_the_hint_is_on_stderr(run, liar, name):
     answers, status, out, err = STATUSES[name]
     server = liar(answers)
     result = run(server, *NEW, "--timeout", 0.2)
@@ -296,13 +296,13 @@ def test_help_lists_every_exit_status(programs, command):
     assert [int(number) for number in re.findall(r"^  (\d+)  ", said, re.MULTILINE)] == [0, 1, 2, 3, 4, 5, 74, 130, 141]
 
 
-def test_the_hint_names_the_options_that_are_needed_to_go_on(run, liar, tmp_path):
+def test_hint_names_the_options_needed_to_continue(run, liar, tmp_path):
     server = liar(instead(GOOD, RECV_3=cut))
     result = run(server, *NEW, "--host", "localhost", "--state", "my state", "--retry", 0)
     assert result.err == "client.py: to go on: client.py CONTINUE %d --host localhost --state 'my state'\n" % server.port
 
 
-def test_a_retry_survives_drops_and_shows_them_in_the_transcript_alone(run, liar):
+def test_retry_survives_drops_and_shows_them_in_the_transcript_alone(run, liar):
     result = run(liar(instead(GOOD, INIT=end), instead(GOOD, RECV_2=cut), GOOD), *NEW, "--retry", 1)
     assert (result.status, result.err) == (0, "")
     assert result.out.count("ERROR: ") == 2 and result.out.endswith(RESULT)
@@ -312,7 +312,7 @@ def test_a_retry_survives_drops_and_shows_them_in_the_transcript_alone(run, liar
 
 
 @pytest.mark.parametrize("quiet", [(), ("-q",)])
-def test_an_interrupt_ends_with_130_and_a_hint_and_continue_completes(programs, run, liar, loop, tmp_path, quiet):
+def test_interrupt_ends_with_130_and_a_hint_and_continue_completes(programs, run, liar, loop, tmp_path, quiet):
     server = liar(instead(GOOD, RECV_3=hang))
     client = programs.start_client(*NEW, server.port, *quiet)
     turn_until(loop, lambda: "RECV,3" in server.heard())
@@ -328,7 +328,7 @@ def test_an_interrupt_ends_with_130_and_a_hint_and_continue_completes(programs, 
     assert again.heard()[1:] == ["RECV,3", "RECV,4", "FIN"]
 
 
-def test_an_interrupt_before_there_is_anything_to_go_on_with_gives_no_hint(programs, liar, loop):
+def test_interrupt_before_the_sequence_exists_gives_no_hint(programs, liar, loop):
     server = liar(instead(GOOD, INIT=hang))
     client = programs.start_client(*NEW, server.port)
     turn_until(loop, lambda: server.heard())
@@ -337,7 +337,7 @@ def test_an_interrupt_before_there_is_anything_to_go_on_with_gives_no_hint(progr
     assert client.wait()[::2] == (130, "client.py: interrupted\n")
 
 
-def test_an_interrupt_before_the_loop_runs_ends_with_130(monkeypatch):
+def test_interrupt_before_the_loop_runs_ends_with_130(monkeypatch):
     def interrupt(arguments, program):
         raise KeyboardInterrupt
 
@@ -379,7 +379,7 @@ def terminal():
     made.hang_up()
 
 
-def test_progress_is_on_a_terminal_in_quiet_mode_and_leaves_no_trace(programs, liar, loop, terminal):
+def test_progress_shows_on_a_terminal_in_quiet_mode_and_is_erased(programs, liar, loop, terminal):
     server = liar(instead(GOOD, RECV_1=cut), instead(GOOD, RECV_3=b"", RECV_4=b""), GOOD)
     client = programs.start_client(*NEW, server.port, "-q", "--window", 1, "--retry", 1, err=terminal.file)
     # Three batches of five are here, after a drop.
@@ -396,7 +396,7 @@ def test_progress_is_on_a_terminal_in_quiet_mode_and_leaves_no_trace(programs, l
     assert "".join(PROGRESS.sub("", said).split(ERASED)) == "", "something else was written to the terminal"
 
 
-def test_a_terminal_that_goes_away_does_not_take_the_fetch_with_it(programs, liar, loop, terminal):
+def test_lost_terminal_does_not_end_the_fetch(programs, liar, loop, terminal):
     server = liar(instead(GOOD, FIN=b""))
     client = programs.start_client(*NEW, server.port, "-q", err=terminal.file)
     turn_until(loop, lambda: PROGRESS.search(terminal.read()))
@@ -408,7 +408,7 @@ def test_a_terminal_that_goes_away_does_not_take_the_fetch_with_it(programs, lia
     assert client.wait()[:2] == (0, RESULT)
 
 
-def test_progress_of_nothing_yet_waits(programs, liar, loop, terminal):
+def test_progress_before_any_number_says_waiting(programs, liar, loop, terminal):
     client = programs.start_client(*NEW, liar(instead(GOOD, RECV=b"")).port, "-q", err=terminal.file)
     turn_until(loop, lambda: PROGRESS.search(terminal.read()))
     assert PROGRESS.search(terminal.read()).groups() == ("0", "0", "waiting", "0")
@@ -418,7 +418,7 @@ def test_progress_of_nothing_yet_waits(programs, liar, loop, terminal):
 
 
 @pytest.mark.parametrize("options, on_terminal", [((), True), (("-q", "--no-progress"), True), (("-q",), False)])
-def test_progress_is_not_shown_where_it_has_no_business(programs, liar, loop, terminal, options, on_terminal):
+def test_progress_is_shown_only_on_a_terminal_in_quiet_mode(programs, liar, loop, terminal, options, on_terminal):
     server = liar(instead(GOOD, FIN=b""))
     client = programs.start_client(*NEW, server.port, *options, err=terminal.file if on_terminal else None)
     turn_until(loop, lambda: server.heard()[-1:] == ["FIN"])
@@ -434,32 +434,32 @@ def test_progress_is_not_shown_where_it_has_no_business(programs, liar, loop, te
 # ---- the state
 
 
-def test_a_state_that_cannot_be_written_is_told_in_one_line_and_the_fetch_goes_on(run, liar):
+def test_unwritable_state_is_one_warning_and_the_fetch_goes_on(run, liar):
     assert run(liar(GOOD), *NEW, "-q", "--state", "missing/state") == (
         0, RESULT, "client.py: the state 'missing/state' cannot be written, CONTINUE will not be possible: %s\n"
         % os.strerror(errno.ENOENT))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_in_a_read_only_folder_the_fetch_goes_on(run, liar, tmp_path):
+def test_fetch_goes_on_in_a_read_only_folder(run, liar, tmp_path):
     tmp_path.chmod(0o500)
     result = run(liar(GOOD), *NEW, "-q")
     tmp_path.chmod(0o700)
     assert result[:2] == (0, RESULT) and result.err.count("\n") == 1
 
 
-def test_without_a_state_no_hint_is_given_after_a_drop(run, liar):
+def test_no_hint_is_given_without_a_state(run, liar):
     result = run(liar(instead(GOOD, RECV_3=cut)), *NEW, "--state", "missing/state")
     assert result.status == 4 and "to go on" not in result.err
 
 
-def test_a_device_as_the_state_stays_one(run, liar):
+def test_device_as_the_state_stays_a_device(run, liar):
     assert run(liar(GOOD), *NEW, "-q", "--state", os.devnull).status == 0
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
 
 
 @pytest.mark.parametrize("data, wrong", [(b"", "damaged"), (b"numseq 2 whatever\n", "of another version")])
-def test_a_state_that_is_no_good_is_told_in_one_line_and_stays(programs, port, tmp_path, data, wrong):
+def test_damaged_state_is_reported_in_one_line_and_stays(programs, port, tmp_path, data, wrong):
     (tmp_path / "numseq.state").write_bytes(data)
     assert programs.client("CONTINUE", port) == (
         2, "", "client.py: the state 'numseq.state' is %s, begin with NEW\n" % wrong)
@@ -471,7 +471,7 @@ def test_a_state_that_is_no_good_is_told_in_one_line_and_stays(programs, port, t
     (honest(NUMBERS, 4), 5, "4 numbers in batch 3, which has 5"),
     (instead(GOOD, RECV=b"ERR,Invalid batch index requested: 3;"), 3, "refused: Invalid batch index requested: 3"),
 ])
-def test_a_state_of_someone_else_s_sequence_is_told_in_one_line(run, liar, theirs, status, said):
+def test_state_of_another_sequence_is_reported_in_one_line(run, liar, theirs, status, said):
     assert run(liar(instead(GOOD, RECV_3=cut)), *NEW, "-q", "--window", 1).status == 4
     result = run(liar(theirs), "CONTINUE", "-q", "--window", 1)
     assert result.status == status
@@ -479,14 +479,14 @@ def test_a_state_of_someone_else_s_sequence_is_told_in_one_line(run, liar, their
         line for line in result.err.splitlines() if said in line] != []
 
 
-def test_numbers_with_a_wrong_checksum_are_fetched_anew_by_the_next_continue(run, liar):
+def test_continue_fetches_numbers_with_a_wrong_checksum_anew(run, liar):
     assert run(liar(WRONG_CHECKSUM), *NEW, "-q").status == 1
     server = liar(GOOD)
     assert run(server, "CONTINUE", "-q") == (0, RESULT, "")
     assert server.heard()[1:] == ["RECV,%d" % index for index in range(5)] + ["FIN"]
 
 
-def test_a_new_one_that_is_not_acknowledged_leaves_the_earlier_state(run, liar, tmp_path):
+def test_unacknowledged_new_sequence_leaves_the_earlier_state(run, liar, tmp_path):
     assert run(liar(instead(GOOD, RECV_3=cut)), *NEW, "-q").status == 4
     before = (tmp_path / "numseq.state").read_bytes()
     for answer in cut, end, b"ERR,no;", b"nonsense;":
@@ -514,7 +514,7 @@ def test_two_clients_with_different_states_run_side_by_side(programs, tmp_path):
 COUNT = 20000
 
 
-def test_after_a_kill_at_any_moment_nothing_is_lost_or_asked_for_again(programs, liar, loop, tmp_path):
+def test_kill_at_any_moment_neither_loses_nor_repeats_numbers(programs, liar, loop, tmp_path):
     """One fetch, killed again and again while it takes many batches a turn; the server writes down what it is asked."""
     chance = random.Random(9)
     numbers = numbers_of(9, COUNT)
@@ -552,7 +552,7 @@ def test_after_a_kill_at_any_moment_nothing_is_lost_or_asked_for_again(programs,
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_after_a_kill_a_continue_of_the_real_server_s_sequence_completes_and_verifies(programs, port, tmp_path, seed):
+def test_continue_completes_and_verifies_after_a_kill(programs, port, tmp_path, seed):
     chance = random.Random(seed)
     client_id = str(uuid.uuid4())
     client = programs.start_client("NEW", COUNT, port, "--client_id", client_id, "--window", 8)

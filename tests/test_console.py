@@ -100,7 +100,7 @@ def check_lines(text, count):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "terminal"])
-def test_reader_that_has_stopped_holds_up_the_loop(loop, request, console_on, make_pair, kind):
+def test_stopped_reader_does_not_delay_the_loop(loop, request, console_on, make_pair, kind):
     """The lines wait, those that are too many are dropped and counted, and others are served meanwhile."""
     theirs, ours = request.getfixturevalue(kind)
     console = console_on(ours)
@@ -123,7 +123,7 @@ def test_reader_that_has_stopped_holds_up_the_loop(loop, request, console_on, ma
     assert is_idle(loop)
 
 
-def test_reader_that_reads_all_the_time_misses_a_line(loop, console_on, pipe):
+def test_steady_reader_gets_every_line(loop, console_on, pipe):
     theirs, ours = pipe
     console = console_on(ours)
     read = reader_of(theirs)
@@ -136,7 +136,7 @@ def test_reader_that_reads_all_the_time_misses_a_line(loop, console_on, pipe):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "terminal"])
-def test_slow_line_takes_more_than_its_share_of_a_turn(loop, request, console_on, monkeypatch, kind):
+def test_output_written_in_a_turn_is_bounded(loop, request, console_on, monkeypatch, kind):
     theirs, ours = request.getfixturevalue(kind)
     console = console_on(ours)
     sizes = []
@@ -149,7 +149,7 @@ def test_slow_line_takes_more_than_its_share_of_a_turn(loop, request, console_on
     assert len({turn for turn, _ in sizes}) == len(sizes)
 
 
-def test_lines_of_a_turn_go_out_in_many_writes(loop, console_on, pipe, monkeypatch):
+def test_lines_of_a_turn_go_out_in_one_write(loop, console_on, pipe, monkeypatch):
     theirs, ours = pipe
     console = console_on(ours)
     sizes = []
@@ -165,7 +165,7 @@ def test_lines_of_a_turn_go_out_in_many_writes(loop, console_on, pipe, monkeypat
 
 @pytest.mark.parametrize("when", ["before", "idle", "waiting"])
 @pytest.mark.parametrize("kind", ["pipe", "terminal"])
-def test_reader_that_has_gone_ends_the_loop_or_makes_it_spin(loop, request, console_on, kind, when):
+def test_lost_reader_neither_ends_the_loop_nor_makes_it_spin(loop, request, console_on, kind, when):
     theirs, ours = request.getfixturevalue(kind)
     if when == "before":
         theirs.close()
@@ -184,7 +184,7 @@ def test_reader_that_has_gone_ends_the_loop_or_makes_it_spin(loop, request, cons
 
 @pytest.mark.parametrize("kind", ["pipe", "terminal"])
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="without /proc what was opened cannot be opened again")
-def test_file_that_others_share_is_left_non_blocking(loop, request, console_on, kind):
+def test_shared_file_is_never_made_non_blocking(loop, request, console_on, kind):
     """A shell's terminal would be so for the shell too, also after a kill: not even while the program runs."""
     theirs, ours = request.getfixturevalue(kind)
     console = console_on(ours)
@@ -197,7 +197,7 @@ def test_file_that_others_share_is_left_non_blocking(loop, request, console_on, 
 
 
 @pytest.mark.parametrize("kind", ["pipe", "terminal"])
-def test_file_without_proc_blocks_or_is_left_non_blocking(loop, request, console_on, monkeypatch, kind):
+def test_without_proc_the_file_is_non_blocking_until_closed(loop, request, console_on, monkeypatch, kind):
     def no_proc(*_):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
@@ -214,7 +214,7 @@ def test_file_without_proc_blocks_or_is_left_non_blocking(loop, request, console
     assert os.get_blocking(ours.fileno())
 
 
-def test_non_blocking_file_is_made_blocking(loop, console_on, sockets):
+def test_file_keeps_the_blocking_mode_it_had(loop, console_on, sockets):
     """It is left as it was found."""
     sockets.extend(socket.socketpair())
     for blocking in True, False:
@@ -227,7 +227,7 @@ def test_non_blocking_file_is_made_blocking(loop, console_on, sockets):
         assert os.get_blocking(sockets[0].fileno()) is blocking
 
 
-def test_closed_console_keeps_the_pipe_open(loop, console_on, pipe):
+def test_closed_console_closes_its_pipe(loop, console_on, pipe):
     theirs, ours = pipe
     console = console_on(ours)
     console.line("last")
@@ -239,7 +239,7 @@ def test_closed_console_keeps_the_pipe_open(loop, console_on, pipe):
     assert len(loop.poller.selector.get_map()) == 0
 
 
-def test_close_waits_for_a_reader(loop, console_on, pipe):
+def test_close_does_not_wait_for_a_reader(loop, console_on, pipe):
     theirs, ours = pipe
     console = console_on(ours)
     write_lines(console, 0, 5000)
@@ -248,7 +248,7 @@ def test_close_waits_for_a_reader(loop, console_on, pipe):
     assert len(loop.poller.selector.get_map()) == 0
 
 
-def test_line_after_close_is_an_error(loop, console_on, pipe):
+def test_line_after_close_is_ignored(loop, console_on, pipe):
     console = console_on(pipe[1])
     console.close()
     console.line("late")
@@ -256,7 +256,7 @@ def test_line_after_close_is_an_error(loop, console_on, pipe):
     assert reader_of(pipe[0])() == ""
 
 
-def test_line_that_is_not_ascii_raises(loop, console_on, pipe):
+def test_line_that_is_not_ascii_is_escaped(loop, console_on, pipe):
     console_on(pipe[1]).line("n\xe9 \u20ac \udcff")
     loop.turn()
     assert pipe[0].read(100) == b"n\\xe9 \\u20ac \\udcff\n"
@@ -265,7 +265,7 @@ def test_line_that_is_not_ascii_raises(loop, console_on, pipe):
 # ---- files and devices
 
 
-def test_regular_file_loses_lines_or_is_watched(loop, console_on, tmp_path):
+def test_regular_file_gets_every_line_and_is_not_watched(loop, console_on, tmp_path):
     """Many in one turn, more than one write takes: what cannot be watched is taken up again."""
     path = tmp_path / "log"
     with path.open("wb") as file:
@@ -281,7 +281,7 @@ def test_regular_file_loses_lines_or_is_watched(loop, console_on, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists(os.devnull), reason="there is no null device")
-def test_null_device_is_an_error_when_it_takes_much(loop, console_on):
+def test_null_device_takes_any_amount(loop, console_on):
     with open(os.devnull, "wb") as file:
         console = console_on(file)
         write_lines(console, 0, 1000)
@@ -292,7 +292,7 @@ def test_null_device_is_an_error_when_it_takes_much(loop, console_on):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
-def test_full_device_ends_the_loop_or_makes_it_spin(loop, console_on):
+def test_full_device_neither_ends_the_loop_nor_makes_it_spin(loop, console_on):
     with open("/dev/full", "wb", buffering=0) as file:
         console = console_on(file)
         for _ in range(3):
@@ -302,7 +302,7 @@ def test_full_device_ends_the_loop_or_makes_it_spin(loop, console_on):
     assert loop.errors == []
 
 
-def test_full_disk_ends_the_lines_for_ever(loop, console_on, tmp_path):
+def test_lines_go_on_when_a_full_disk_has_room_again(loop, console_on, tmp_path):
     """The lines are dropped and counted; they go on when there is room again, and then it is said."""
     path = tmp_path / "log"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -328,7 +328,7 @@ def test_full_disk_ends_the_lines_for_ever(loop, console_on, tmp_path):
 # ---- streams that are closed
 
 
-def test_stream_closed_at_the_start_is_written_to(loop, console_on):
+def test_stream_closed_at_the_start_is_not_written_to(loop, console_on):
     console = console_on(None)
     console.line("to nowhere")
     loop.run()
@@ -337,7 +337,7 @@ def test_stream_closed_at_the_start_is_written_to(loop, console_on):
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
-def test_socket_takes_the_number_of_a_closed_standard_stream(closed):
+def test_no_socket_takes_the_number_of_a_closed_standard_stream(closed):
     result = run_python("""
 import os, socket
 from numseq.console import open_standard_streams
@@ -358,7 +358,7 @@ os.write(out, b"%d %d" % (number, all(same)))
     assert same == "1"
 
 
-def test_open_standard_streams_are_replaced():
+def test_open_standard_streams_are_left_alone():
     before = [os.fstat(file)[:3] for file in range(3)]
     open_standard_streams()
     assert [os.fstat(file)[:3] for file in range(3)] == before

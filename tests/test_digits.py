@@ -22,7 +22,7 @@ def test_padded_text_is_the_decimal_text_of_each_number_and_a_separator(numbers,
     assert digits.unpad(padded) == b"".join(b"%d%b" % (number, separator) for number in numbers)
 
 
-def test_a_text_is_that_of_each_number_with_what_stands_between_and_around_however_many_there_are():
+def test_text_is_each_number_with_its_separators_for_any_count():
     write = digits.writer(b"<", b", ", b">")
     for count in range(len(ALL) + 1):
         numbers = ALL[len(ALL) - count:]
@@ -30,13 +30,13 @@ def test_a_text_is_that_of_each_number_with_what_stands_between_and_around_howev
     assert 1 < digits.BULK < len(ALL), "one of the two ways was not tried"
 
 
-def test_a_mark_among_the_numbers_stands_for_a_text_and_is_taken_for_a_number():
+def test_mark_among_the_numbers_is_read_as_a_number():
     numbers, place = b"\xff\x00\x64\xff\x09", digits.place(b";")
     assert digits.unpad(digits.pad(numbers, place, len(place), digits.columns(b"abc"))) == b"abc;0;100;abc;9;"
 
 
 @pytest.mark.parametrize("separator", [b":", b", "])
-def test_every_number_takes_equally_many_bytes_so_that_a_run_is_a_slice(separator):
+def test_every_number_has_the_same_width_so_that_a_run_is_a_slice(separator):
     width = len(digits.place(separator))
     padded = pad(ALL, separator)
     assert len(padded) == width * len(ALL)
@@ -45,7 +45,7 @@ def test_every_number_takes_equally_many_bytes_so_that_a_run_is_a_slice(separato
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 6, 7, 100])
-def test_a_row_of_different_separators_is_repeated_and_cut_where_the_numbers_end(count):
+def test_separators_repeat_and_are_cut_where_the_numbers_end(count):
     numbers, separators = (ALL * 2)[:count], [b":", b":", b";"]
     padded = digits.pad(numbers, b"".join(map(digits.place, separators)), len(digits.place(b":")))
     assert digits.unpad(padded) == b"".join(
@@ -66,7 +66,7 @@ def read(texts, scale=1):
 
 
 @pytest.mark.parametrize("scale", [1, 5, 65535])
-def test_every_number_up_to_the_most_is_read_alone_and_among_others(scale):
+def test_every_number_up_to_the_limit_is_read_alone_and_among_others(scale):
     numbers = list(range(digits.READ_MOST + 1))
     random.Random(scale).shuffle(numbers)
     position = 0
@@ -78,25 +78,25 @@ def test_every_number_up_to_the_most_is_read_alone_and_among_others(scale):
         position += count
 
 
-def test_zeros_before_a_number_are_read_while_it_has_its_place():
+def test_leading_zeros_are_read_while_the_number_fits():
     assert read([b"0000012", b"00", b"0065535", b"7"]) == (12, 0, 65535, 7)
 
 
 @pytest.mark.parametrize("text", [b"", b"65536", b"70000", b"99999", b"131072", b"9999999", b"00000001", b"12345678",
                                   b"1234567890123456", b"1_0", b" 5", b"5 ", b"5\n", b"\r5", b"+5", b"-1", b"1.0", b"a", b"F", b"0x1",
                                   b"\t", b"1\t", b"1\t2", b"\t\t", "\u0665".encode(), "\u00b2".encode("latin-1"), b"\0", b"5\0"])
-def test_text_that_is_no_number_up_to_the_most_is_not_read_wherever_it_stands(text):
+def test_invalid_number_is_not_read_at_any_place(text):
     for texts in ([text], [b"5", text], [text, b"5"], [b"5"] * 9 + [text] + [b"5"] * 9):
         assert read(texts) is None
 
 
-def test_more_numbers_than_there_are_lanes_are_not_read():
+def test_more_numbers_than_lanes_are_not_read():
     assert read([b"5"] * digits.RUN) == (5,) * digits.RUN
     assert read([b"5"] * (digits.RUN + 1)) is None
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_another_count_than_there_are_numbers_is_not_read(count):
+def test_wrong_count_is_not_read(count):
     assert digits.read(b"\t1\t2", count, 1) is digits.read_plainly(b"\t1\t2", count, 1) is None
 
 
@@ -109,7 +109,7 @@ def test_every_number_is_parsed_from_its_text():
     assert digits.parse([]) == b""
 
 
-def test_of_all_texts_of_up_to_two_bytes_only_the_numbers_0_to_99_are_parsed():
+def test_only_0_to_99_are_parsed_of_all_texts_of_two_bytes():
     accepted = set()
     for length in range(3):
         for values in itertools.product(range(256), repeat=length):
@@ -123,14 +123,14 @@ def test_of_all_texts_of_up_to_two_bytes_only_the_numbers_0_to_99_are_parsed():
 
 @pytest.mark.parametrize("text", [b"101", b"1000", b"007", b"00", b"1_0", b" 5", b"5 ", b"5\n", b"+5", b"-1", b"-0", b"1.0",
                                   b"1e1", b"0x1", "\u0665".encode(), "\u00b2".encode("latin-1"), b"100\0", b"\x005"])
-def test_text_that_is_no_number_from_0_to_100_is_refused_wherever_it_stands(text):
+def test_number_outside_0_to_100_is_refused_at_any_place(text):
     for texts in ([text], [b"5", text], [text, b"5"]):
         with pytest.raises(KeyError):
             digits.parse(texts)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_is_padded_unpadded_split_and_parsed_is_what_it_was(seed):
+def test_padding_splitting_and_parsing_gives_back_the_numbers(seed):
     generator = random.Random(seed)
     numbers = bytes(generator.randint(0, 100) for _ in range(generator.randint(1, 2000)))
     text = bytes(digits.unpad(pad(numbers, b":")))

@@ -146,7 +146,7 @@ def offsets(way):
     return range(len(said[way]) + 1)
 
 
-def test_offsets_are_not_all_there_are(world):
+def test_offsets_cover_the_whole_connection(world):
     """The loops below end where a whole connection does."""
     world.check(world.fetch_in_one_run(world.begin()))
     link, = world.proxy.links
@@ -156,7 +156,7 @@ def test_offsets_are_not_all_there_are(world):
 
 @pytest.mark.parametrize("how", [RST, FIN])
 @pytest.mark.parametrize("way", [UP, DOWN])
-def test_cut_at_some_byte_loses_numbers_or_asks_for_them_twice(world, way, how, window, fetch):
+def test_cut_at_any_byte_neither_loses_nor_repeats_numbers(world, way, how, window, fetch):
     for offset in offsets(way):
         plan = Plan(cut=(way, offset), how=how)
         try:
@@ -168,7 +168,7 @@ def test_cut_at_some_byte_loses_numbers_or_asks_for_them_twice(world, way, how, 
 
 
 @pytest.mark.parametrize("way", [UP, DOWN])
-def test_peer_that_vanished_at_some_byte_is_waited_for_for_ever(world, clock, way, window, fetch):
+def test_peer_that_vanishes_at_any_byte_is_given_up(world, clock, way, window, fetch):
     """Nobody is told: the client has its timeout and the server its second."""
     for offset in offsets(way):
         plan = Plan(vanish=(way, offset))
@@ -183,7 +183,7 @@ def test_peer_that_vanished_at_some_byte_is_waited_for_for_ever(world, clock, wa
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_cuts_again_and_again_lose_numbers_or_ask_for_them_twice(world, seed, window, fetch):
+def test_repeated_cuts_neither_lose_nor_repeat_numbers(world, seed, window, fetch):
     """Every connection but the last breaks somewhere, in any way, as long as it does not come to its end before."""
     draw = random.Random(seed)
     for _ in range(20):
@@ -201,7 +201,7 @@ def any_plan(draw):
 
 @pytest.mark.parametrize("how", [RST, FIN])
 @pytest.mark.parametrize("seed", range(5))
-def test_long_sequence_comes_short_over_many_connections(world, seed, how, fetch):
+def test_long_sequence_arrives_whole_over_many_connections(world, seed, how, fetch):
     """Runs of whole buffers instead of messages one by one: the fast paths of both sides."""
     draw = random.Random(seed)
     plans = [Plan(cut=(DOWN, draw.randrange(4, 12000)), how=how, piece=draw.choice([None, 997])) for _ in range(RUNS_MOST - 1)]
@@ -214,14 +214,14 @@ def test_long_sequence_comes_short_over_many_connections(world, seed, how, fetch
 
 
 @lesson(21)
-def test_bytes_that_come_one_by_one_are_not_understood(world, window):
+def test_bytes_that_come_one_by_one_are_understood(world, window):
     world.check(world.fetch_in_one_run(world.begin(Plan(piece=1)), window=window))
     link, = world.proxy.links
     for way in UP, DOWN:
         assert len(link.lanes[way].pieces) == offsets(way)[-1]
 
 
-def test_a_slow_way_stays_slow_for_longer_than_planned(world):
+def test_slow_path_is_slow_for_a_bounded_number_of_turns(world):
     """A soak's would then pass on what it has until after the retention."""
     world.check(world.fetch_in_one_run(world.begin(Plan(piece=2, pieces=5)), window=100))
     link, = world.proxy.links
@@ -231,7 +231,7 @@ def test_a_slow_way_stays_slow_for_longer_than_planned(world):
 
 
 @lesson(18)
-def test_messages_that_come_as_one_are_not_all_answered(world):
+def test_messages_that_arrive_together_are_all_answered(world):
     """What a client sends bit by bit arrives together, and so do the answers."""
     begun = world.begin(Plan(delay=0.01))
     begun.n, begun.batch = 400, 1
@@ -242,33 +242,33 @@ def test_messages_that_come_as_one_are_not_all_answered(world):
 
 
 @pytest.mark.parametrize("delay", [0.001, 0.1, 0.3])
-def test_delay_that_eats_up_the_session_loses_numbers(world, delay, window, fetch):
+def test_delay_that_uses_up_the_session_loses_no_numbers(world, delay, window, fetch):
     """Within a second there are so and so many round trips, and the next connection goes on."""
     world.check(fetch(world.begin(*[Plan(delay=delay)] * RUNS_MOST), window=window))
     sessions = len(world.proxy.links)
     assert (sessions > 1) is (window == 1 and delay > 0.05 or delay > 0.2)
 
 
-def test_delay_longer_than_the_session_never_ends(world):
+def test_delay_longer_than_the_session_ends_with_an_error(world):
     fetched, error = world.fetch(world.begin(*[Plan(delay=SESSION_TIMEOUT)] * (RETRIES + 1)))
     assert isinstance(error, ConnectionLost)
     assert len(world.proxy.links) == RETRIES + 1
 
 
 @pytest.mark.parametrize("plan", [Plan(twice=True), Plan(twice=True, piece=1), Plan(twice=True, delay=0.01)], ids=repr)
-def test_bytes_that_arrive_twice_change_the_sequence(world, plan, window):
+def test_bytes_that_arrive_twice_leave_the_sequence_unchanged(world, plan, window):
     """The second connection is refused, or reads along, and costs the first nothing."""
     world.check(world.fetch_in_one_run(world.begin(plan), window=window))
     assert len(world.proxy.links) == 1
 
 
-def test_bytes_that_arrive_twice_change_a_sequence_that_is_continued(world, window, fetch):
+def test_bytes_that_arrive_twice_leave_a_continued_sequence_unchanged(world, window, fetch):
     plans = [Plan(twice=True, cut=(DOWN, offset)) for offset in (20, 20, 20)]
     world.check(fetch(world.begin(*plans), window=window))
     assert len(world.proxy.links) == 4
 
 
-def test_connection_that_is_replayed_afterwards_gets_at_a_sequence_or_changes_it(world):
+def test_replayed_connection_neither_gets_nor_changes_a_sequence(world):
     """Whoever has recorded it is refused, because the id is there, and the sequence stays as it is."""
     begun = world.fetch_in_one_run(world.begin()).journal
     recorded = bytes(world.proxy.links[0].heard)

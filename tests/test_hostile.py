@@ -373,7 +373,7 @@ def check(measured):
 @lesson(20)
 @lesson(29)
 @pytest.mark.parametrize("name", STORMS)
-def test_storm_costs_others_their_session_or_the_server_its_memory_or_its_rest(name):
+def test_storm_costs_neither_sessions_nor_memory_nor_idle_time(name):
     check(measure(name))
 
 
@@ -408,7 +408,7 @@ def open_session(attack):
 
 
 @lesson(29)
-def test_connection_over_the_limit_is_not_told_or_its_place_is_lost(serve):
+def test_connection_over_the_limit_is_told_and_its_place_is_freed(serve):
     attack = serve("--connections", 2)
     (first, _), _ = open_session(attack), open_session(attack)
     assert attack.answer(attack.connect()) == b"ERR,Too many connections;"
@@ -417,7 +417,7 @@ def test_connection_over_the_limit_is_not_told_or_its_place_is_lost(serve):
     open_session(attack)
 
 
-def test_client_over_the_limit_is_not_told_or_costs_the_others_their_place(serve):
+def test_client_over_the_limit_is_told_and_the_others_keep_their_place(serve):
     attack = serve("--clients", 2)
     ids = [open_session(attack)[1] for _ in range(2)]
     assert attack.say(b"INIT,%b,5,5;" % new_id()) == [protocol.ERR]
@@ -426,7 +426,7 @@ def test_client_over_the_limit_is_not_told_or_costs_the_others_their_place(serve
 
 
 @pytest.mark.parametrize("options", [("--unsent", 1024), ("--turn-bytes", 1024), ("--turn-messages", 1)])
-def test_lowest_limit_stops_a_client_that_is_in_order(serve, options):
+def test_lowest_limit_serves_a_well_behaved_client(serve, options):
     attack = serve(*options)
     assert attack.say(b"INIT,%b,5000,5;" % new_id() + b"RECV,7;" * 1000) == [protocol.ACK] + [protocol.NUM] * 1000
     assert attack.say(b"INIT,%b,65535,65535;RECV,0;RECV,0;FIN;" % new_id())[1:] == [protocol.NUM] * 2 + [protocol.FAC]

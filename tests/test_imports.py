@@ -100,7 +100,7 @@ def test_only_modules_that_every_small_build_has_are_imported(module):
             if not (is_its_own(level, name) or not level and (name in EVERYWHERE or tried and name in TRIED))] == []
 
 
-def test_imports_are_seen_wherever_they_stand():
+def test_imports_are_found_wherever_they_stand():
     assert (0, "selectors", False) in imports("loop")
     assert (0, "_md5", True) in imports("sequence")  # inside a try
     assert (0, "hashlib", False) in imports("sequence")  # inside a function
@@ -113,7 +113,7 @@ def test_syntax_is_that_of_python_3_6(module):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_nothing_of_later_syntax_is_there(module):
+def test_later_syntax_is_not_used(module):
     for node in ast.walk(tree(module)):
         assert not isinstance(node, NEWER_SYNTAX), "line %d" % node.lineno
         assert not (isinstance(node, ast.arguments) and getattr(node, "posonlyargs", None)), "positional-only arguments"
@@ -121,6 +121,6 @@ def test_nothing_of_later_syntax_is_there(module):
 
 
 @pytest.mark.skipif(not hasattr(sys, "stdlib_module_names"), reason="before 3.10 the names are not known")
-def test_no_module_hides_one_of_the_standard_library_when_run_as_a_file():
+def test_no_module_run_as_a_file_hides_one_of_the_standard_library():
     # Then the package's own folder is the first in which modules are looked for.
     assert set(MODULES) & set(sys.stdlib_module_names) == set()

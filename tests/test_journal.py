@@ -74,18 +74,18 @@ def refuse_writes(monkeypatch, after, code=errno.ENOSPC):
 # ---- written
 
 
-def test_the_file_is_a_line_and_the_numbers_one_a_byte(path):
+def test_file_is_a_header_line_and_one_byte_a_number(path):
     made = begun(path, NUMBERS[:5])
     made.close()
     assert get(path) == header() + NUMBERS[:5]
     assert get(path).startswith(b"numseq 1 123e4567-e89b-12d3-a456-426614174000 13 5 ")
 
 
-def test_the_longest_header_is_within_what_is_read_of_it():
+def test_longest_header_fits_what_is_read_for_it():
     assert len(header(protocol.N_MOST, protocol.BATCH_MOST)) <= journal.HEADER_MOST
 
 
-def test_what_was_there_stays_until_the_new_file_is_whole(path, monkeypatch):
+def test_old_file_stays_until_the_new_one_is_whole(path, monkeypatch):
     put(path, b"the old one")
     seen = []
     real = os.replace
@@ -101,7 +101,7 @@ def test_what_was_there_stays_until_the_new_file_is_whole(path, monkeypatch):
 
 
 @pytest.mark.parametrize("most", range(len(header()) + 5))
-def test_a_file_that_could_not_be_written_whole_leaves_the_old_one_and_nothing_else(path, complaints, monkeypatch, most):
+def test_failed_write_leaves_the_old_file_and_nothing_else(path, complaints, monkeypatch, most):
     put(path, b"the old one")
     refuse_writes(monkeypatch, most)
     made = begun(path, NUMBERS[:5], complaints)
@@ -128,7 +128,7 @@ def test_numbers_are_appended_and_nothing_is_written_twice(path, monkeypatch):
     assert os.stat(path).st_ino == inode
 
 
-def test_writes_that_the_system_cuts_short_are_finished(path, monkeypatch):
+def test_short_writes_are_finished(path, monkeypatch):
     real = os.write
     monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:3]))
     made = begun(path, NUMBERS[:5])
@@ -138,7 +138,7 @@ def test_writes_that_the_system_cuts_short_are_finished(path, monkeypatch):
     assert get(path) == header() + NUMBERS
 
 
-def test_without_a_path_nothing_is_written_and_nothing_is_kept(tmp_path, complaints):
+def test_nothing_is_written_without_a_path(tmp_path, complaints):
     made = begun(None, complaints=complaints)
     made.numbers += NUMBERS
     made.flush()
@@ -170,7 +170,7 @@ def test_numbers_can_be_dropped_on_a_full_disk(path, complaints, monkeypatch):
     assert made.kept and complaints == []
 
 
-def test_a_file_that_cannot_be_shortened_is_complained_of(path, complaints, monkeypatch):
+def test_file_that_cannot_be_truncated_is_reported(path, complaints, monkeypatch):
     def refuse(file, length):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -193,7 +193,7 @@ def test_batches_are_counted_with_the_short_last_one(n, batch, numbers, batches,
 
 
 @pytest.mark.parametrize("fits", range(4))
-def test_a_disk_that_fills_up_is_complained_of_once_and_leaves_what_was_good(path, complaints, monkeypatch, fits):
+def test_full_disk_is_reported_once_and_leaves_the_good_part(path, complaints, monkeypatch, fits):
     made = begun(path, NUMBERS[:5], complaints)
     assert made.kept
     refuse_writes(monkeypatch, fits)
@@ -207,7 +207,7 @@ def test_a_disk_that_fills_up_is_complained_of_once_and_leaves_what_was_good(pat
     assert bytes(load(path).numbers) == NUMBERS[:5]
 
 
-def test_a_disk_that_has_room_again_is_used_again(path, complaints, monkeypatch):
+def test_disk_that_has_room_again_is_used_again(path, complaints, monkeypatch):
     made = begun(path, b"", complaints)
     with monkeypatch.context() as patch:
         refuse_writes(patch, 0)
@@ -223,7 +223,7 @@ def test_a_disk_that_has_room_again_is_used_again(path, complaints, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["missing/state", "file/state", "folder"])
-def test_a_place_that_cannot_be_written_is_complained_of_once(tmp_path, complaints, name):
+def test_unwritable_place_is_reported_once(tmp_path, complaints, name):
     (tmp_path / "folder").mkdir()
     put(str(tmp_path / "file"), b"")
     made = begun(str(tmp_path / name), complaints=complaints)
@@ -234,13 +234,13 @@ def test_a_place_that_cannot_be_written_is_complained_of_once(tmp_path, complain
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_complained_of_once(tmp_path, complaints):
+def test_read_only_folder_is_reported_once(tmp_path, complaints):
     tmp_path.chmod(0o500)
     begun(str(tmp_path / "state"), complaints=complaints)
     assert len(complaints) == 1 and complaints[0].endswith("CONTINUE will not be possible: " + os.strerror(errno.EACCES))
 
 
-def test_a_pipe_or_a_device_is_not_replaced(path, complaints):
+def test_pipe_or_a_device_is_not_replaced(path, complaints):
     os.mkfifo(path)
     made = begun(path, complaints=complaints)
     assert not os.path.isfile(path), "root would lose /dev/null to --state /dev/null"
@@ -252,7 +252,7 @@ def test_a_pipe_or_a_device_is_not_replaced(path, complaints):
 
 
 @pytest.mark.parametrize("length", range(N + 1))
-def test_a_torn_tail_is_ignored_at_every_length(path, length):
+def test_torn_tail_is_ignored_at_every_length(path, length):
     put(path, header() + NUMBERS[:length])
     found = load(path)
     whole = N if length == N else length // BATCH * BATCH
@@ -263,7 +263,7 @@ def test_a_torn_tail_is_ignored_at_every_length(path, length):
 
 
 @pytest.mark.parametrize("length", range(N + 1))
-def test_going_on_after_a_torn_tail_counts_nothing_twice(path, length):
+def test_continuing_after_a_torn_tail_counts_nothing_twice(path, length):
     put(path, header() + NUMBERS[:length])
     found = load(path)
     found.begin()
@@ -274,14 +274,14 @@ def test_going_on_after_a_torn_tail_counts_nothing_twice(path, length):
 
 
 @pytest.mark.parametrize("length", range(len(header())))
-def test_a_header_that_is_torn_is_damaged(path, length):
+def test_torn_header_is_damaged(path, length):
     put(path, header()[:length])
     assert refusal(path) == "the state PATH is damaged, begin with NEW"
 
 
 @pytest.mark.parametrize("place", range(len(header())))
 @pytest.mark.parametrize("change", [0x01, 0x0F, 0x20, 0x80, 0xFF])
-def test_a_header_with_a_wrong_byte_is_told_of_wherever_it_is(path, place, change):
+def test_wrong_byte_anywhere_in_the_header_is_reported(path, place, change):
     data = bytearray(header() + NUMBERS)
     data[place] ^= change
     put(path, data)
@@ -311,31 +311,31 @@ def test_a_header_with_a_wrong_byte_is_told_of_wherever_it_is(path, place, chang
     (header(n=protocol.N_MOST) + bytes(protocol.N_MOST + 1), "damaged"),
     (header() + bytes(10 * protocol.N_MOST), "damaged"),
 ])
-def test_a_state_that_cannot_be_is_told_of(path, data, wrong):
+def test_impossible_state_is_reported(path, data, wrong):
     put(path, data)
     assert refusal(path) == "the state PATH is %s, begin with NEW" % wrong
 
 
 @pytest.mark.parametrize("n", [0, protocol.N_MOST])
-def test_the_shortest_and_the_longest_state_can_be_read(path, n):
+def test_shortest_and_the_longest_state_can_be_read(path, n):
     made = Journal(CLIENT_ID, n, BATCH, bytes(n), path)
     made.begin()
     made.close()
     assert len(load(path).numbers) == n
 
 
-def test_no_state_is_told_of(path):
+def test_missing_state_is_reported(path):
     assert refusal(path) == "there is no state PATH to continue from, begin with NEW"
 
 
 @pytest.mark.parametrize("name, code", [(".", errno.EISDIR), ("file/state", errno.ENOTDIR)])
-def test_a_state_that_cannot_be_read_is_told_of(tmp_path, name, code):
+def test_unreadable_state_is_reported(tmp_path, name, code):
     put(str(tmp_path / "file"), b"")
     path = os.path.join(str(tmp_path), name)
     assert refusal(path) == "the state PATH cannot be read: " + os.strerror(code)
 
 
-def test_what_is_read_complains_where_it_is_told_to(path, complaints, monkeypatch):
+def test_state_that_was_read_reports_to_the_given_function(path, complaints, monkeypatch):
     begun(path, NUMBERS[:5]).close()
     found = load(path, complaints.append)
     refuse_writes(monkeypatch, 0)

@@ -32,7 +32,7 @@ def real_loop():
 # ---- timers
 
 
-def test_timer_runs_early_or_late(loop, clock):
+def test_timer_runs_when_it_is_due_and_not_before(loop, clock):
     ran = []
     loop.call_later(1.5, lambda: ran.append(clock()))
     loop.call_at(clock() + 0.5, lambda: ran.append(clock()))
@@ -41,7 +41,7 @@ def test_timer_runs_early_or_late(loop, clock):
     assert ran == [begin + 0.5, begin + 1.5]
 
 
-def test_timer_counts_from_a_clock_reading_that_is_not_this_turns(loop, clock):
+def test_delays_count_from_the_time_at_which_the_turn_began(loop, clock):
     begin = clock()
     ran = []
 
@@ -55,7 +55,7 @@ def test_timer_counts_from_a_clock_reading_that_is_not_this_turns(loop, clock):
 
 
 @lesson(11)
-def test_cancelled_timers_stay_in_the_heap(loop):
+def test_cancelled_timers_leave_the_heap(loop):
     """Lesson 11."""
     live = [loop.call_later(1000 + number, boom) for number in range(100)]
     most = 0
@@ -68,7 +68,7 @@ def test_cancelled_timers_stay_in_the_heap(loop):
 
 
 @lesson(11)
-def test_cancelled_timer_keeps_its_callback_alive(loop):
+def test_cancelled_timer_lets_go_of_its_callback_at_once(loop):
     """Lesson 11: the reference goes at once, not when the timer would have been due."""
 
     class Owner:
@@ -85,7 +85,7 @@ def test_cancelled_timer_keeps_its_callback_alive(loop):
 
 
 @lesson(11)
-def test_compaction_loses_or_disorders_the_timers_that_live(loop):
+def test_compaction_keeps_the_live_timers_in_order(loop):
     """Lesson 11: also within a callback, in the midst of a turn."""
     ran = []
     doomed = []
@@ -105,7 +105,7 @@ def test_compaction_loses_or_disorders_the_timers_that_live(loop):
 
 
 @lesson(11)
-def test_heap_is_compacted_again_and_again(loop, monkeypatch):
+def test_cancelling_costs_the_same_however_many_timers_live(loop, monkeypatch):
     """Lesson 11: each time half of it went, so that a cancel costs the same however many timers live."""
     compactions = []
     plain = reactor.heapq.heapify
@@ -117,7 +117,7 @@ def test_heap_is_compacted_again_and_again(loop, monkeypatch):
     assert 5 <= len(compactions) <= 50
 
 
-def test_cancelling_what_is_no_longer_there_is_an_error(loop):
+def test_cancelling_a_timer_that_ran_or_was_cancelled_does_nothing(loop):
     ran = []
     timer = loop.call_later(1, lambda: ran.append(1))
     loop.turn()
@@ -127,7 +127,7 @@ def test_cancelling_what_is_no_longer_there_is_an_error(loop):
     assert (ran, loop.timers()) == ([1], 0)
 
 
-def test_timer_cancelled_by_one_that_is_due_with_it_runs(loop):
+def test_timer_cancelled_in_a_callback_never_fires(loop):
     loop.call_later(1, lambda: loop.cancel(second))
     second = loop.call_later(1, boom)
     loop.run()
@@ -135,7 +135,7 @@ def test_timer_cancelled_by_one_that_is_due_with_it_runs(loop):
 
 
 @lesson(12)
-def test_moving_one_timer_delays_another(loop, clock):
+def test_moving_one_timer_leaves_the_others_in_time(loop, clock):
     """Lesson 12."""
     begin = clock()
     ran = []
@@ -149,7 +149,7 @@ def test_moving_one_timer_delays_another(loop, clock):
 
 
 @lesson(13)
-def test_equal_deadlines_run_out_of_order_or_compare_callbacks(loop, clock):
+def test_equal_deadlines_fire_in_the_order_they_were_set(loop, clock):
     """Lesson 13."""
     ran = []
     when = clock() + 1
@@ -160,7 +160,7 @@ def test_equal_deadlines_run_out_of_order_or_compare_callbacks(loop, clock):
 
 
 @lesson(14)
-def test_wall_clock_set_back_stops_the_timers(real_loop, monkeypatch):
+def test_timers_run_on_the_monotonic_clock(real_loop, monkeypatch):
     """Lesson 14: the loop's clock is the monotonic one."""
     monkeypatch.setattr(time, "time", boom)
     ran = []
@@ -171,7 +171,7 @@ def test_wall_clock_set_back_stops_the_timers(real_loop, monkeypatch):
 
 
 @lesson(15)
-def test_waiting_for_a_timer_is_a_busy_loop(real_loop):
+def test_waiting_for_a_timer_takes_few_turns(real_loop):
     """Lesson 15: rounded down, the last millisecond of the wait would be many turns."""
     ran = []
     for number in range(5):
@@ -182,7 +182,7 @@ def test_waiting_for_a_timer_is_a_busy_loop(real_loop):
 
 
 @lesson(15)
-def test_overdue_timer_makes_the_wait_endless(loop, clock):
+def test_overdue_timer_does_not_make_the_wait_endless(loop, clock):
     """Lesson 15: a negative timeout is for ever to epoll and poll."""
     loop.call_later(1, lambda: None)
     clock.advance(5)
@@ -192,7 +192,7 @@ def test_overdue_timer_makes_the_wait_endless(loop, clock):
 
 @lesson(15)
 @pytest.mark.parametrize("delay", [None, 1e6, 1e12, float("inf")])
-def test_wait_overflows_the_system_call(loop, delay):
+def test_longest_wait_fits_the_system_call(loop, delay):
     """Lesson 15."""
     if delay is not None:
         loop.call_later(delay, boom)
@@ -207,7 +207,7 @@ def test_wait_overflows_the_system_call(loop, delay):
 
 
 @lesson(16)
-def test_timer_armed_again_at_0_starves_the_sockets(loop, make_pair):
+def test_timer_set_again_with_no_delay_lets_sockets_be_served(loop, make_pair):
     """Lesson 16."""
     runs = []
 
@@ -227,7 +227,7 @@ def test_timer_armed_again_at_0_starves_the_sockets(loop, make_pair):
 
 
 @lesson(16)
-def test_thousands_of_timers_due_at_once_starve_the_sockets(loop, make_pair):
+def test_thousands_of_timers_due_at_once_let_sockets_be_served(loop, make_pair):
     """Lesson 16: they are run in order, but not all in one turn."""
     ran = []
     when_served = []
@@ -244,14 +244,14 @@ def test_thousands_of_timers_due_at_once_starve_the_sockets(loop, make_pair):
 # ---- running
 
 
-def test_run_goes_on_when_nothing_can_happen_any_more(loop):
+def test_run_ends_when_nothing_can_happen_any_more(loop):
     loop.run()
     loop.call_later(1, lambda: None)
     loop.run()
     assert loop.turns == 1
 
 
-def test_run_waits_for_a_cancelled_timer(loop, clock):
+def test_run_does_not_wait_for_a_cancelled_timer(loop, clock):
     """With nothing else left, it would be for WAIT_LIMIT."""
     begin = clock()
     loop.cancel(loop.call_later(1, boom))
@@ -259,7 +259,7 @@ def test_run_waits_for_a_cancelled_timer(loop, clock):
     assert clock() == begin
 
 
-def test_run_waits_when_the_last_timer_cancels_the_others(loop, clock):
+def test_run_ends_when_the_last_timer_cancels_the_others(loop, clock):
     begin = clock()
     other = loop.call_later(5, boom)
     loop.call_later(1, lambda: loop.cancel(other))
@@ -267,7 +267,7 @@ def test_run_waits_when_the_last_timer_cancels_the_others(loop, clock):
     assert clock() == begin + 1
 
 
-def test_stop_does_not_end_the_run_after_the_turn(loop):
+def test_stop_ends_the_run_after_the_turn(loop):
     ran = []
     loop.call_later(1, loop.stop)
     loop.call_later(1, lambda: ran.append(1))
@@ -277,13 +277,13 @@ def test_stop_does_not_end_the_run_after_the_turn(loop):
     assert loop.timers() == 1
 
 
-def test_closed_loop_keeps_its_selector():
+def test_closed_loop_closes_its_selector():
     loop = Loop()
     loop.close()
     assert loop.poller.selector.get_map() is None
 
 
-def test_default_report_swallows_the_exception(real_loop):
+def test_exceptions_are_printed_by_default(real_loop):
     real_loop.call_later(0, boom)
     with pytest.raises(ValueError):
         real_loop.turn()
@@ -293,7 +293,7 @@ def test_default_report_swallows_the_exception(real_loop):
 
 
 @lesson(23)
-def test_exception_in_one_handler_ends_the_others_or_is_not_told(loop, make_pair):
+def test_exception_in_one_handler_is_reported_and_ends_only_its_stream(loop, make_pair):
     """Lesson 23."""
     bad, good = Recorder(boom), Recorder(echo)
     _, bad_peer = make_pair(bad)
@@ -310,7 +310,7 @@ def test_exception_in_one_handler_ends_the_others_or_is_not_told(loop, make_pair
 
 
 @lesson(23)
-def test_exception_when_taken_up_again_ends_the_loop(loop, make_pair):
+def test_exception_in_a_resumed_handler_does_not_end_the_loop(loop, make_pair):
     """Lesson 23: what is left in a buffer is handled in another place than events."""
     handler = Recorder(lambda stream: stream.resume() if handler.events.count("received") < 2 else boom())
     _, peer = make_pair(handler)
@@ -321,7 +321,7 @@ def test_exception_when_taken_up_again_ends_the_loop(loop, make_pair):
 
 
 @lesson(23)
-def test_exception_while_closing_after_an_exception_ends_the_loop(loop, make_pair):
+def test_exception_in_closed_after_an_exception_does_not_end_the_loop(loop, make_pair):
     """Lesson 23: a handler that is broken is so in `closed` too. Both are told, and the others are served."""
     handler = Recorder(boom)
     handler.closed = boom
@@ -336,7 +336,7 @@ def test_exception_while_closing_after_an_exception_ends_the_loop(loop, make_pai
 
 
 @lesson(23)
-def test_exception_in_a_timer_costs_the_next_one(loop):
+def test_exception_in_a_timer_does_not_stop_the_next_one(loop):
     """Lesson 23."""
     ran = []
     loop.call_later(1, boom)
@@ -347,7 +347,7 @@ def test_exception_in_a_timer_costs_the_next_one(loop):
 
 
 @lesson(23)
-def test_exception_in_accepted_ends_the_listener(loop, client_of):
+def test_exception_in_accepted_does_not_end_the_listener(loop, client_of):
     """Lesson 23."""
     accepted = []
 
@@ -367,7 +367,7 @@ def test_exception_in_accepted_ends_the_listener(loop, client_of):
 
 @lesson(23)
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
-def test_interrupt_is_swallowed(loop, make_pair, interruption):
+def test_interrupt_ends_the_run(loop, make_pair, interruption):
     """Lesson 23."""
 
     def interrupt(*_):
@@ -399,7 +399,7 @@ def high_socket(connected_sockets):
 
 
 @lesson(1)
-def test_file_number_too_high_for_select_kills_the_loop(clock, high_socket):
+def test_file_number_too_high_for_select_costs_only_its_connection(clock, high_socket):
     """Lesson 1: it is one file too many, and this connection's alone."""
     loop = Loop(clock, selectors.SelectSelector())
     with pytest.raises(OSError) as caught:
@@ -410,12 +410,12 @@ def test_file_number_too_high_for_select_kills_the_loop(clock, high_socket):
     loop.close()
 
 
-def test_file_number_too_high_is_refused_where_any_can_be_watched(loop, high_socket):
+def test_high_file_number_is_watched_by_selectors_that_can(loop, high_socket):
     assert loop.poller.file_limit is None
     Stream(loop, high_socket, Recorder()).abort()
 
 
-def test_connect_with_a_file_number_too_high_is_not_told(loop, listener):
+def test_connect_with_a_file_number_too_high_is_reported(loop, listener):
     handler = Recorder()
     loop.poller.file_limit = 0
     connector = connect(loop, listener.address[0], listener.address[1], handler)
@@ -435,7 +435,7 @@ def kill():
 
 
 @lesson(22)
-def test_signal_does_not_end_a_long_wait(real_loop, kill):
+def test_signal_ends_a_long_wait(real_loop, kill):
     """Lesson 22."""
     ran = []
     real_loop.on_signal(signal.SIGUSR1, lambda: ran.append(1) or real_loop.stop())
@@ -449,7 +449,7 @@ def test_signal_does_not_end_a_long_wait(real_loop, kill):
 
 
 @lesson(22)
-def test_flood_of_signals_blocks_or_spins(loop, kill, capfd):
+def test_flood_of_signals_neither_blocks_nor_spins(loop, kill, capfd):
     """Lesson 22: the pair is drained, and a full one is no fault."""
     ran = []
     loop.on_signal(signal.SIGUSR1, lambda: ran.append(1))
@@ -464,7 +464,7 @@ def test_flood_of_signals_blocks_or_spins(loop, kill, capfd):
 
 
 @lesson(22)
-def test_wakeup_file_and_handlers_are_not_put_back(clock):
+def test_wakeup_file_and_handlers_are_restored(clock):
     """Lesson 22: another's are there before, and are there again."""
     here, there = socket.socketpair()
     there.setblocking(False)
@@ -488,7 +488,7 @@ def test_wakeup_file_and_handlers_are_not_put_back(clock):
 
 
 @lesson(23)
-def test_exception_in_one_signals_callback_costs_another_signal(loop, kill):
+def test_exception_in_a_signal_callback_does_not_stop_other_signals(loop, kill):
     """Lessons 22 and 23: each is told, and signals still come."""
     numbers = signal.SIGUSR1, signal.SIGUSR2
     for number in numbers:
@@ -502,7 +502,7 @@ def test_exception_in_one_signals_callback_costs_another_signal(loop, kill):
         del loop.errors[:]
 
 
-def test_signal_without_a_callback_is_taken_for_another(loop, kill):
+def test_signal_without_a_callback_is_ignored(loop, kill):
     """Others' handlers write into the pair as well."""
     theirs = []
     previous = signal.signal(signal.SIGUSR2, lambda *_: theirs.append(1))

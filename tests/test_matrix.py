@@ -31,7 +31,7 @@ def test_session_of_the_newest_server_with_the_oldest_client(source, tmp_path):
     session(modules(newest(), source), scripts(oldest(), source), tmp_path)
 
 
-def test_enough_versions_are_here_to_prove_anything():
+def test_enough_versions_are_installed_to_prove_anything():
     if len(builds.pythons()) < builds.VERSIONS_LEAST:
         builds.missing("there are only %d versions of Python here" % len(builds.pythons()))
 
@@ -58,7 +58,7 @@ def debian_module(debian, source):
                    environment={"PYTHONHOME": os.path.dirname(os.path.dirname(debian))})
 
 
-def test_debian_minimal_is_apart_from_the_standard_library_of_the_system(debian, source):
+def test_debian_minimal_is_apart_from_the_system_library(debian, source):
     told = subprocess.check_output([debian, "-I", "-S", "-B", "-c", APART, source], env={}, universal_newlines=True)
     root = os.path.dirname(os.path.dirname(os.path.dirname(debian)))
     assert [line for line in told.splitlines() if not line.startswith((root + os.sep, source))] == []
@@ -211,7 +211,7 @@ def test_session_in_an_ascii_locale_with_paths_that_are_not_ascii(interpreter, t
     ("client", ["NEW", "5", "5000", "--host", "\u00fc"], 4),
     ("client", ["CONTINUE", "5000", "--state", "\u00fc"], 2),
 ])
-def test_an_argument_that_is_not_ascii_is_refused_in_one_line(name, arguments, status, interpreter, source, tmp_path):
+def test_argument_that_is_not_ascii_is_refused_in_one_line(name, arguments, status, interpreter, source, tmp_path):
     build = scripts(interpreter, source, environment=ASCII)
     ended, _, complaints = build.run(name, arguments, str(tmp_path))
     assert (ended, complaints.count("\n") <= 1, "Traceback" in complaints) == (status, True, False), complaints
@@ -283,7 +283,7 @@ def test_session_in_a_read_only_directory_with_its_state_elsewhere(read_only, in
     session(build, build, tmp_path, "--state", tmp_path / "state")
 
 
-def test_where_no_state_can_be_written_it_is_told_and_done_without(read_only, interpreter, source, tmp_path):
+def test_session_without_a_writable_state_is_reported_and_completes(read_only, interpreter, source, tmp_path):
     build = scripts(interpreter, source, folder=read_only)
     with serving(build, str(tmp_path), TEST_MODE="1") as port:
         new = ["NEW", 20000, port, "--client_id", builds.LARGE_ID % 0, "--retry", 1000]

@@ -60,13 +60,13 @@ def test_whole_numbers_keep_to_their_range(text, value):
 
 @pytest.mark.parametrize("parse_it", [options.number(0, 10 ** 9), options.port, options.server_port])
 @pytest.mark.parametrize("text", NO_WHOLE_NUMBERS, ids=ascii)
-def test_what_is_no_whole_number_is_refused(parse_it, text):
+def test_invalid_whole_number_is_refused(parse_it, text):
     with pytest.raises(argparse.ArgumentTypeError):
         parse_it(text)
 
 
 @pytest.mark.parametrize("parse_it, least", [(options.port, 0), (options.server_port, 1)])
-def test_a_port_is_one_that_there_is(parse_it, least):
+def test_port_keeps_to_its_range(parse_it, least):
     assert parse_it(str(least)) == least
     assert parse_it("65535") == 65535
     for text in (str(least - 1), "65536"):
@@ -82,19 +82,19 @@ def test_times_are_seconds_with_fractions(text, value):
 
 
 @pytest.mark.parametrize("text", NO_SECONDS, ids=ascii)
-def test_what_is_no_time_over_0_is_refused(text):
+def test_time_that_is_not_above_0_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError):
         options.seconds(text)
 
 
 @pytest.mark.parametrize("text", [ID, ID.upper()])
-def test_a_client_id_is_taken_as_it_is_written(text):
+def test_client_id_is_taken_as_it_is_written(text):
     assert options.client_id(text) == text.encode()
 
 
 @pytest.mark.parametrize("text", ["", ID[:-1], ID + "0", "{%s}" % ID, ID.replace("-", ""), ID[:-1] + "g", ID[:-1] + "\u0665",
                                   ID[:-1] + "\udcff", ID[:-1] + "?", ID + "\n"], ids=ascii)
-def test_what_is_no_uuid_is_refused(text):
+def test_invalid_uuid_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError):
         options.client_id(text)
 
@@ -102,7 +102,7 @@ def test_what_is_no_uuid_is_refused(text):
 @pytest.mark.parametrize("parse_it, text", [
     (options.port, "\x1b[2J\n"), (options.seconds, "\x1b[2J\n"), (options.client_id, "\x1b[2J\n"), (options.port, "\u0665"),
     (options.client_id, "\udcff%s")])
-def test_what_is_wrong_is_told_in_plain_text(parse_it, text):
+def test_errors_are_plain_text(parse_it, text):
     with pytest.raises(argparse.ArgumentTypeError) as caught:
         parse_it(text)
     assert all(" " <= character <= "~" for character in str(caught.value))
@@ -111,7 +111,7 @@ def test_what_is_wrong_is_told_in_plain_text(parse_it, text):
 # ---- the server's arguments
 
 
-def test_a_port_is_all_the_server_needs():
+def test_server_needs_only_a_port():
     settings = parse("5000")
     assert settings.port == 5000
     assert settings.host == "127.0.0.1"
@@ -131,34 +131,34 @@ def test_every_setting_can_be_made():
     assert parse("5000", "--quiet").quiet
 
 
-def test_where_the_port_stands_does_not_matter():
+def test_port_may_stand_anywhere():
     assert parse("--retention", "5", "5000").port == parse("5000", "--retention=5").port == 5000
 
 
 @pytest.mark.parametrize("text", NO_WHOLE_NUMBERS[:-1] + ["65536", "70000"], ids=ascii)
-def test_a_port_that_is_none_is_refused_in_one_line(refusal, text):
+def test_invalid_port_is_refused_in_one_line(refusal, text):
     assert "port" in refusal("--", text)
 
 
 @pytest.mark.parametrize("option", ["--session-timeout", "--retention"])
 @pytest.mark.parametrize("text", NO_SECONDS, ids=ascii)
-def test_a_time_that_is_none_is_refused_in_one_line(refusal, option, text):
+def test_invalid_time_is_refused_in_one_line(refusal, option, text):
     assert option in refusal("5000", option + "=" + text)
 
 
 @pytest.mark.parametrize("text", ["-1", "0", "nan", "1_0", ""])
-def test_a_time_that_is_none_is_refused_where_it_stands_apart_too(refusal, text):
+def test_invalid_time_is_refused_as_a_separate_argument_too(refusal, text):
     assert "--retention" in refusal("5000", "--retention", text)
 
 
 @pytest.mark.parametrize("option", ["--connections", "--clients", "--unsent", "--turn-bytes", "--turn-messages"])
 @pytest.mark.parametrize("text", ["0", "-1", "1_0", "1000000001", "", "1.5"])
-def test_a_limit_that_is_none_is_refused_in_one_line(refusal, option, text):
+def test_invalid_limit_is_refused_in_one_line(refusal, option, text):
     assert option in refusal("5000", option, text)
 
 
 @pytest.mark.parametrize("option", ["--unsent", "--turn-bytes"])
-def test_a_limit_that_would_not_hold_a_message_is_refused(refusal, option):
+def test_limit_below_the_longest_message_is_refused(refusal, option):
     assert option in refusal("5000", option, "1023")
 
 
@@ -166,20 +166,20 @@ def test_a_limit_that_would_not_hold_a_message_is_refused(refusal, option):
     ["5000", "--nope"], ["5000", "5001"], ["5000", "--retent", "5"], ["5000", "--session", "5"], ["5000", "--retention"],
     ["--retention", "5"], ["5000", "-q", "-v"], ["5000", "--quiet", "--verbose"], ["5000", "-x"], ["5000", "--quiet=1"]],
     ids=" ".join)
-def test_arguments_that_there_are_not_are_refused_in_one_line(refusal, arguments):
+def test_unknown_arguments_are_refused_in_one_line(refusal, arguments):
     assert "-h" in refusal(*arguments)
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\rb", "\x1b[2J", "\x9b2J", "\u202e"], ids=ascii)
 @pytest.mark.parametrize("arguments", ["%s", "5000 %s", "5000 --retention %s", "5000 --%s", "5000 --quiet=%s"])
-def test_what_moves_the_cursor_does_not_get_to_the_terminal(refusal, arguments, text):
+def test_control_characters_do_not_reach_the_terminal(refusal, arguments, text):
     refusal(*[argument.replace("%s", text) for argument in arguments.split(" ")])
 
 
 # ---- help and version
 
 
-def test_without_arguments_the_server_says_how_it_is_used(capsys):
+def test_server_without_arguments_prints_its_usage(capsys):
     with pytest.raises(SystemExit) as caught:
         parse()
     out, err = capsys.readouterr()
@@ -197,7 +197,7 @@ def test_help_goes_to_standard_output(capsys):
     assert err == ""
 
 
-def test_the_version_is_the_packages(capsys):
+def test_version_is_that_of_the_package(capsys):
     with pytest.raises(SystemExit) as caught:
         parse("--version")
     out, err = capsys.readouterr()
@@ -207,7 +207,7 @@ def test_the_version_is_the_packages(capsys):
 
 @pytest.mark.parametrize("arguments, status, stream", [
     ([], 2, "stderr"), (["x"], 2, "stderr"), (["--version"], 0, "stdout"), (["-h"], 0, "stdout")], ids=repr)
-def test_as_a_program_it_ends_the_same_way(arguments, status, stream):
+def test_program_ends_with_the_same_status_and_message(arguments, status, stream):
     code = ("import io, subprocess, sys\n"
             "child = subprocess.Popen([sys.executable, 'numseq/server.py'] + %r, stdin=subprocess.DEVNULL,\n"
             "                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)\n"

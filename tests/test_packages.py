@@ -49,7 +49,7 @@ def content(path):
         return file.read()
 
 
-def test_the_same_sources_give_the_same_one_file(pyz, clone, tmp_path):
+def test_same_sources_give_the_same_zipapp(pyz, clone, tmp_path):
     copy = clone()
     for path in glob.glob(os.path.join(copy, "numseq", "*")):
         os.utime(path, (1e9, 1e9))
@@ -63,7 +63,7 @@ def test_the_same_sources_give_the_same_one_file(pyz, clone, tmp_path):
         assert content(again) == content(pyz)
 
 
-def test_the_one_file_has_the_sources_in_it_uncompressed_and_nothing_else(pyz):
+def test_zipapp_has_the_sources_uncompressed_and_nothing_else(pyz):
     names = ["numseq/" + name for name in os.listdir(os.path.join(ROOT, "numseq")) if name.endswith(".py")]
     with zipfile.ZipFile(pyz) as archive:
         assert archive.namelist() == sorted(names + ["__main__.py"])
@@ -71,23 +71,23 @@ def test_the_one_file_has_the_sources_in_it_uncompressed_and_nothing_else(pyz):
         assert all(archive.read(name) == content(os.path.join(ROOT, name)) for name in names)
 
 
-def test_the_one_file_is_called_numseq_pyz_where_no_other_name_is_given(tmp_path):
+def test_zipapp_is_named_numseq_pyz_by_default(tmp_path):
     subprocess.check_call([sys.executable, os.path.join(ROOT, BUILD_PYZ)], cwd=str(tmp_path))
     assert os.listdir(str(tmp_path)) == ["numseq.pyz"]
 
 
 @pytest.mark.parametrize("version", builds.VERSIONS, ids=lambda version: "%d.%d" % version)
-def test_session_from_the_one_file(version, pyz, tmp_path):
+def test_session_from_the_zipapp(version, pyz, tmp_path):
     build = one_file(builds.python(version), pyz)
     session(build, build, tmp_path)
 
 
-def test_session_from_the_one_file_on_debian_minimal(debian, pyz, tmp_path):
+def test_session_from_the_zipapp_on_debian_minimal(debian, pyz, tmp_path):
     build = one_file(debian, pyz, "-I", "-S", "-B")
     session(build, build, tmp_path)
 
 
-def test_the_one_file_alone_does_the_main_job(pyz, tmp_path):
+def test_zipapp_alone_does_the_main_job(pyz, tmp_path):
     out = subprocess.check_output([pyz], cwd=str(tmp_path), universal_newlines=True)  # by its first line
     assert out.endswith("is valid!\n")
     out = subprocess.check_output([builds.oldest(), pyz], cwd=str(tmp_path), universal_newlines=True)
@@ -130,7 +130,7 @@ def packages(clone, tmp_path_factory):
     return wheel, sdist
 
 
-def test_the_wheel_has_the_package_in_it_and_no_tests(packages):
+def test_wheel_has_the_package_and_no_tests(packages):
     wheel, _ = packages
     expected = ["numseq/" + name for name in os.listdir(os.path.join(ROOT, "numseq")) if name.endswith(".py")]
     with zipfile.ZipFile(wheel) as archive:
@@ -138,7 +138,7 @@ def test_the_wheel_has_the_package_in_it_and_no_tests(packages):
     assert os.path.basename(wheel).endswith("-py3-none-any.whl")
 
 
-def test_the_sdist_has_all_of_the_project(packages):
+def test_sdist_has_the_whole_project(packages):
     _, sdist = packages
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}

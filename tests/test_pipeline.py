@@ -12,7 +12,7 @@ from numseq.protocol import ProtocolError
 
 @pytest.mark.parametrize("kind", [bytes, bytearray])
 @pytest.mark.parametrize("seed", range(2))
-def test_the_fast_paths_raise_nothing_whatever_the_bytes(kind, seed):
+def test_fast_paths_raise_nothing_whatever_the_bytes(kind, seed):
     numbers = bytes(range(50))
     for data in mutations(seed, REQUESTS + REPLIES, 250):
         for prefix in (b"", b"RECV,", b"NUM,"):
@@ -44,13 +44,13 @@ AROUND_BULK = [digits.BULK - 1, digits.BULK, digits.BULK + 1]
 
 @pytest.mark.parametrize("batch", [1, 2, 5, *AROUND_BULK, 300])
 @pytest.mark.parametrize("count", [1, 2, 3, 30])
-def test_batches_are_written_as_one_by_one(batch, count):
+def test_batches_are_written_as_they_are_one_by_one(batch, count):
     batches = batches_of(numbers_of(batch, batch * count), batch)
     marked = b"".join(digits.MARK + each for each in batches)
     assert pipeline.encode_batches(marked, batch) == b"".join(map(text_of, batches))
 
 
-def test_the_longest_batch_is_the_longest_message():
+def test_longest_batch_is_the_longest_message():
     numbers = b"\x64" * 65535
     assert protocol.encode_batch(numbers) == text_of(numbers)
     assert len(text_of(numbers)) == protocol.LONGEST_REPLY
@@ -94,7 +94,7 @@ def runs_of_requests(generator, count):
 
 @pytest.mark.parametrize("kind", [bytes, bytearray])
 @pytest.mark.parametrize("seed", range(12))
-def test_a_run_of_requests_is_answered_as_one_by_one(kind, seed):
+def test_run_of_requests_is_answered_as_they_are_one_by_one(kind, seed):
     generator = random.Random(seed)
     taken_fast = 0
     for _ in range(40):
@@ -117,12 +117,12 @@ def test_a_run_of_requests_is_answered_as_one_by_one(kind, seed):
 
 
 @pytest.mark.parametrize("data", [b"", b"RECV,", b"RECV,1", b"FIN;", b"RECV;", b"ECV,1;", b";RECV,1;", b"CONT,%b;" % ID])
-def test_what_does_not_begin_with_a_whole_recv_is_left_to_the_plain_path(data):
+def test_input_without_a_whole_recv_first_is_left_to_the_plain_path(data):
     assert pipeline.answer_receives(data, b"\1" * 10, 5, 10) is None
 
 
 @pytest.mark.parametrize("most", [2, 10, pipeline.RUN_MOST, pipeline.RUN_MOST + 1])
-def test_a_run_of_more_requests_than_asked_for_is_answered(most):
+def test_run_of_more_requests_than_asked_for_is_answered(most):
     numbers = numbers_of(7, 100)
     data = b"RECV,3;" * 3000
     answered = pipeline.answer_receives(data, numbers, 5, most)
@@ -133,7 +133,7 @@ def test_a_run_of_more_requests_than_asked_for_is_answered(most):
 
 
 @pytest.mark.parametrize("others", [0, 2, 60])
-def test_other_ways_to_write_an_index_are_answered_as_the_plain_path_does(others):
+def test_unusual_indices_are_answered_as_by_the_plain_path(others):
     """Up to the longest; what is longer is left to the plain path, which refuses it, however many short ones hide it."""
     numbers = numbers_of(5, 10)
     batches = batches_of(numbers, 5)
@@ -153,7 +153,7 @@ def test_other_ways_to_write_an_index_are_answered_as_the_plain_path_does(others
 
 @pytest.mark.parametrize("digit", [b"0", b"9"])
 @pytest.mark.parametrize("length", [49, 60, 5000])
-def test_a_message_that_is_too_long_is_left_to_the_plain_path_which_refuses_it(digit, length):
+def test_too_long_message_is_left_to_the_plain_path_and_refused(digit, length):
     assert pipeline.answer_receives(b"RECV,0;RECV,%b;" % (digit * length), b"\1" * 10, 5, 1000) is None
     assert isinstance(split_requests(b"RECV,%b;" % (digit * length))[0][0], ProtocolError)
 
@@ -203,7 +203,7 @@ def runs_of_replies(generator, batch):
 
 @pytest.mark.parametrize("kind", [bytes, bytearray])
 @pytest.mark.parametrize("seed", range(12))
-def test_a_run_of_batches_is_read_as_one_by_one(kind, seed):
+def test_run_of_batches_is_read_as_they_are_one_by_one(kind, seed):
     generator = random.Random(seed)
     taken_fast = 0
     for _ in range(25):
@@ -221,11 +221,11 @@ def test_a_run_of_batches_is_read_as_one_by_one(kind, seed):
 
 
 @pytest.mark.parametrize("data", [b"", b"NUM,", b"NUM,1", b"ACK;", b"NUM;", b"UM,1;", b";NUM,1;"])
-def test_what_does_not_begin_with_a_whole_batch_is_left_to_the_plain_path(data):
+def test_input_without_a_whole_batch_first_is_left_to_the_plain_path(data):
     assert pipeline.split_numbers(data, 1, 10) is None
 
 
-def test_what_server_and_client_do_fast_fits_together():
+def test_fast_paths_of_server_and_client_fit_together():
     numbers = numbers_of(6, 1000)
     requests = protocol.encode_receives(0, 100)
     answers, taken = pipeline.answer_receives(requests, numbers, 10, pipeline.RUN_MOST)

@@ -21,12 +21,12 @@ NO_IDS = [b"", ID[:-1], ID + b"0", b"{" + ID + b"}", b"urn:uuid:" + ID, ID.repla
 
 
 @pytest.mark.parametrize("data, parsed", REQUESTS)
-def test_every_request_is_read_as_what_it_says(data, parsed):
+def test_every_request_is_read_as_its_meaning(data, parsed):
     assert split_requests(data) == ([parsed], b"")
 
 
 @pytest.mark.parametrize("data, parsed", REPLIES)
-def test_every_reply_is_read_as_what_it_says(data, parsed):
+def test_every_reply_is_read_as_its_meaning(data, parsed):
     assert split_replies(data) == ([parsed], b"")
 
 
@@ -38,12 +38,12 @@ def test_every_reply_is_read_as_what_it_says(data, parsed):
     ((b"ACK",), b"ACK;"),
     ((b"FAC", CHECKSUM.encode()), b"FAC,%b;" % CHECKSUM.encode()),
 ])
-def test_a_message_is_written_as_the_wire_has_it(message, data):
+def test_messages_are_written_in_the_wire_format(message, data):
     assert protocol.encode(*message) == data
 
 
 @pytest.mark.parametrize("first, last", [(0, 0), (0, 1), (9, 12), (65533, 65535)])
-def test_requests_for_a_range_of_batches_are_written_as_one_by_one(first, last):
+def test_requests_for_a_range_are_written_as_they_are_one_by_one(first, last):
     assert protocol.encode_receives(first, last) == b"".join(b"RECV,%d;" % i for i in range(first, last))
 
 
@@ -52,11 +52,11 @@ def test_requests_for_a_range_of_batches_are_written_as_one_by_one(first, last):
     protocol.INVALID_FIELDS, protocol.INVALID_INDEX, protocol.TOO_LONG, protocol.UNFINISHED, protocol.TOO_EARLY,
     protocol.TOO_LATE, protocol.ALREADY_EXISTS.format(ID.decode()), protocol.DOES_NOT_EXIST.format(ID.decode()),
     protocol.NO_SUCH_BATCH % 7, protocol.TOO_MANY_CLIENTS, protocol.TOO_MANY_CONNECTIONS, protocol.STORE_FAILED])
-def test_whatever_is_wrong_reaches_the_client_as_one_message(what):
+def test_any_error_text_reaches_the_client_as_one_message(what):
     assert split_replies(protocol.encode_error(what)) == ([(b"ERR", what)], b"")
 
 
-def test_an_error_that_is_not_ascii_can_still_be_said():
+def test_error_that_is_not_ascii_can_be_sent():
     (kind, text), = split_replies(protocol.encode_error("caf\u00e9 \udcff"))[0]
     assert kind == b"ERR" and text.startswith("caf")
 
@@ -79,27 +79,27 @@ def test_every_beginning_of_a_message_waits_for_the_rest(split_it, messages):
 @pytest.mark.parametrize("text", NO_NUMBERS + [b"65536", b"9999999"])
 @pytest.mark.parametrize("message, what", [
     (b"INIT,%b,%%b,5" % ID, protocol.INVALID_N), (b"INIT,%b,5,%%b" % ID, protocol.INVALID_BATCH)])
-def test_a_count_that_is_no_number_or_out_of_range_is_refused(message, what, text):
+def test_invalid_count_is_refused(message, what, text):
     with pytest.raises(ProtocolError) as caught:
         protocol.parse_request(message % text)
     assert str(caught.value) == what
 
 
-def test_a_batch_of_no_numbers_is_refused():
+def test_empty_batch_is_refused():
     with pytest.raises(ProtocolError) as caught:
         protocol.parse_request(b"INIT,%b,5,0" % ID)
     assert str(caught.value) == protocol.INVALID_BATCH
 
 
 @pytest.mark.parametrize("text", NO_NUMBERS + [b"5,5", b"5,"])
-def test_an_index_that_is_no_number_is_refused(text):
+def test_invalid_index_is_refused(text):
     with pytest.raises(ProtocolError) as caught:
         protocol.parse_request(b"RECV," + text)
     assert str(caught.value) == protocol.INVALID_INDEX
 
 
 @pytest.mark.parametrize("text", NO_NUMBERS + [b"101", b"007", b"00", b"1,2", b"1:", b":1", b"1::2"])
-def test_a_batch_with_what_is_no_number_from_0_to_100_is_refused(text):
+def test_batch_with_a_number_outside_0_to_100_is_refused(text):
     if text == b"5:5":
         return  # is two of them
     for content in (text, b"1:" + text, text + b":1"):
@@ -123,14 +123,14 @@ def test_parse_number_keeps_to_its_range(text, number):
 
 
 @pytest.mark.parametrize("text", NO_IDS)
-def test_what_is_no_uuid_is_refused_as_a_client_id(text):
+def test_client_id_that_is_no_uuid_is_refused(text):
     assert not protocol.is_id(text)
     for message in (b"CONT," + text, b"INIT,%b,5,5" % text):
         with pytest.raises(ProtocolError):
             protocol.parse_request(message)
 
 
-def test_of_all_bytes_only_hex_digits_are_taken_in_a_client_id():
+def test_client_id_takes_only_hex_digits_of_all_bytes():
     taken = bytes(i for i in range(256) if protocol.is_id(bytes([i]) + ID[1:]))
     assert taken == b"0123456789ABCDEFabcdef"
     assert bytes(i for i in range(256) if protocol.is_id(ID[:8] + bytes([i]) + ID[9:])) == b"-"
@@ -140,7 +140,7 @@ def test_of_all_bytes_only_hex_digits_are_taken_in_a_client_id():
     b"", b",", b"INIT", b"INIT,", b"INIT,%b" % ID, b"INIT,%b,5" % ID, b"INIT,%b,5,5,5" % ID, b"INIT,%b,5,5," % ID,
     b"init,%b,5,5" % ID, b" INIT,%b,5,5" % ID, b"\nFIN", b"FIN\n", b"FIN,", b"FIN,1", b"fin", b"RECV", b"recv,0", b"CONT",
     b"CONT,%b," % ID, b"ACK", b"NUM,1", b"NOPE", b"\xff\xfe", b"\0"])
-def test_a_request_that_is_none_is_refused(message):
+def test_unknown_request_is_refused(message):
     with pytest.raises(ProtocolError):
         protocol.parse_request(message)
 
@@ -149,7 +149,7 @@ def test_a_request_that_is_none_is_refused(message):
     b"", b",", b"ACK,", b"ACK,1", b"ack", b"NUM", b"NUM,", b"FAC", b"FAC,", b"FAC," + CHECKSUM.encode()[:-1],
     b"FAC," + CHECKSUM.encode() + b"0", b"FAC," + CHECKSUM.upper().encode(), b"FAC," + b" " * 32, b"FAC," + b"g" * 32,
     b"FAC,a" + b"g" * 30 + b"a", b"FIN", b"RECV,0", b"\nACK", b"NOPE", b"\xff\xfe", b"\0"])
-def test_a_reply_that_is_none_is_refused(message):
+def test_unknown_reply_is_refused(message):
     with pytest.raises(ProtocolError):
         protocol.parse_reply(message)
 
@@ -157,13 +157,13 @@ def test_a_reply_that_is_none_is_refused(message):
 # ---- how long a message may be
 
 
-def test_the_longest_request_is_taken_and_is_the_longest():
+def test_longest_request_is_accepted_and_a_longer_one_refused():
     longest = b"INIT,%b,65535,65535;" % ID
     assert len(longest) == protocol.LONGEST_REQUEST
     assert split_requests(longest) == ([(b"INIT", (ID, 65535, 65535))], b"")
 
 
-def test_the_longest_reply_is_taken_and_is_the_longest():
+def test_longest_reply_is_accepted_and_a_longer_one_refused():
     longest = b"NUM," + b":".join([b"100"] * 65535) + b";"
     assert len(longest) == protocol.LONGEST_REPLY
     assert split_replies(longest) == ([(b"NUM", b"\x64" * 65535)], b"")
@@ -171,7 +171,7 @@ def test_the_longest_reply_is_taken_and_is_the_longest():
 
 @pytest.mark.parametrize("longest", [protocol.LONGEST_REQUEST, protocol.LONGEST_REPLY])
 @pytest.mark.parametrize("before", [b"", b"FIN;" * 3])
-def test_a_message_a_byte_too_long_is_refused_before_its_end_is_there(longest, before):
+def test_message_a_byte_too_long_is_refused_before_its_end_arrives(longest, before):
     start = len(before)
     data = before + b"R" * (longest - 1)
     assert protocol.find_end(data, start, longest) == -1
@@ -181,7 +181,7 @@ def test_a_message_a_byte_too_long_is_refused_before_its_end_is_there(longest, b
             protocol.find_end(too_long, start, longest)
 
 
-def test_an_end_is_found_wherever_the_search_goes_on():
+def test_end_of_message_is_found_wherever_the_search_resumes():
     data = b"FIN;RECV,12;"
     for searched in range(11):
         assert protocol.find_end(data, 4, 54, searched) == 11
@@ -192,7 +192,7 @@ def test_an_end_is_found_wherever_the_search_goes_on():
     (protocol.parse_request, b"RECV,%b"), (protocol.parse_request, b"INIT,%b,%%b,5" % ID),
     (protocol.parse_request, b"INIT,%b,5,%%b" % ID), (protocol.parse_reply, b"NUM,%b")])
 @pytest.mark.parametrize("digit", [b"0", b"9"])
-def test_a_number_of_more_digits_than_python_converts_is_refused_like_any_other(parse, message, digit):
+def test_number_of_more_digits_than_python_converts_is_refused(parse, message, digit):
     with pytest.raises(ProtocolError):
         parse(message % (digit * 5000))
 
@@ -234,7 +234,7 @@ def test_bytes_that_come_one_by_one_are_the_same_messages(longest, parse, messag
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, digits.BULK - 1, digits.BULK, digits.BULK + 1, 100, 1000])
-def test_a_batch_is_written_as_the_wire_has_it_however_long_it_is(n):
+def test_batch_of_any_length_is_written_in_the_wire_format(n):
     for seed in range(5):
         assert protocol.encode_batch(numbers_of(seed, n)) == text_of(numbers_of(seed, n))
 
@@ -243,14 +243,14 @@ def test_a_batch_is_written_as_the_wire_has_it_however_long_it_is(n):
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray])
-def test_nothing_that_moves_a_cursor_is_shown(kind):
+def test_control_characters_are_not_shown(kind):
     text = protocol.printable(kind(range(256)))
     assert len(text) == 256
     assert all(" " <= character <= "~" for character in text)
     assert text[32:127] == bytes(range(32, 127)).decode()
 
 
-def test_an_error_of_a_hostile_server_cannot_write_to_the_terminal():
+def test_error_of_a_hostile_server_cannot_control_the_terminal():
     kind, text = protocol.parse_reply(b"ERR,\x1b[2J\r\n\x9b\x00ok\xff")
     assert kind == b"ERR" and text.endswith("ok?")
     assert all(" " <= character <= "~" for character in text)

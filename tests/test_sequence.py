@@ -44,19 +44,19 @@ def md5_of_list(numbers):
 
 @pytest.mark.parametrize("seed", ["", "x", "7", CLIENT_ID, CLIENT_ID.upper(), "ffffffff-ffff-ffff-ffff-ffffffffffff"])
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 4, 5, 10, 100, ROUND - 60, ROUND, ROUND + 60, 2 * ROUND, 3333])
-def test_from_text_the_numbers_are_those_that_randint_draws(seed, n):
+def test_text_seed_gives_the_numbers_that_randint_draws(seed, n):
     numbers = sequence.draw(seed, n)
     assert list(numbers) == with_randint(seed, n)
     assert type(numbers) is bytes
 
 
-def test_numbers_do_not_stray_from_randint_up_to_the_longest_sequence():
+def test_numbers_equal_randint_up_to_the_longest_sequence():
     assert list(sequence.draw(CLIENT_ID, 65535)) == with_randint(CLIENT_ID, 65535)
 
 
 @pytest.mark.parametrize("seed", SEEDS, ids=repr)
 @pytest.mark.parametrize("n", [0, 1, 2, 5, 10, 63, 64, 100, 1000, 65535])
-def test_from_bytes_the_numbers_are_those_of_the_stream_that_the_seed_stands_for(seed, n):
+def test_bytes_seed_gives_the_numbers_of_its_hash_stream(seed, n):
     """Whoever keeps a seed, in another process or on another machine, gets the same sequence from it."""
     numbers = sequence.draw(seed, n)
     assert list(numbers) == with_shake(seed, n)
@@ -64,13 +64,13 @@ def test_from_bytes_the_numbers_are_those_of_the_stream_that_the_seed_stands_for
 
 
 @pytest.mark.parametrize("seed", [CLIENT_ID] + SEEDS, ids=repr)
-def test_for_every_small_count_the_numbers_begin_the_same_sequence(seed):
+def test_every_small_count_is_a_prefix_of_the_same_sequence(seed):
     longest = sequence.draw(seed, 400)
     for n in range(400):
         assert sequence.draw(seed, n) == longest[:n]
 
 
-def test_a_stream_that_has_few_numbers_in_its_first_part_is_read_on():
+def test_hash_stream_with_few_numbers_at_first_is_read_further():
     """Of all seeds, some give too few numbers at first: their sequences must not be short, or differ."""
     for i in range(3000):
         seed = b"%d" % i
@@ -89,7 +89,7 @@ def test_upper_and_lower_case_of_an_id_are_different_seeds():
     assert sequence.draw(CLIENT_ID, 20) != sequence.draw(CLIENT_ID.upper(), 20)
 
 
-def test_drawing_leaves_the_generator_of_others_alone():
+def test_drawing_leaves_the_global_generator_alone():
     random.seed(5)
     expected = random.random()
     random.seed(5)
@@ -105,7 +105,7 @@ def test_unpredictable_seeds_are_wide_and_not_repeated():
     assert sequence.SEED_BYTES >= 16
 
 
-def test_a_seed_does_not_follow_from_the_state_of_the_random_module():
+def test_seed_does_not_follow_from_the_state_of_the_random_module():
     random.seed(5)
     first = sequence.unpredictable_seed()
     random.seed(5)
@@ -130,18 +130,18 @@ def test_batches_are_those_of_the_transcripts(first, numbers):
 @pytest.mark.parametrize("numbers", [
     b"", b"\0", b"\x64", bytes([6, 41, 81]), bytes(range(101)), b"\0" * 1000, b"\x64" * 1000,
     sequence.draw("3", 65535)], ids=lambda numbers: "%d numbers" % len(numbers))
-def test_the_checksum_is_the_md5_of_the_text_of_the_list(numbers):
+def test_checksum_is_the_md5_of_the_text_of_the_list(numbers):
     assert sequence.checksum(numbers) == md5_of_list(numbers)
 
 
-def test_the_checksum_does_not_depend_on_how_the_list_is_written():
+def test_checksum_does_not_depend_on_how_the_list_is_written():
     """A few numbers and many are written in different ways."""
     for n in range(140):
         numbers = sequence.draw(str(n), n)
         assert sequence.checksum(numbers) == md5_of_list(numbers)
 
 
-def test_the_checksum_tells_every_small_change_apart():
+def test_every_small_change_changes_the_checksum():
     numbers = sequence.draw(CLIENT_ID, 50)
     changed = {sequence.checksum(numbers[:i] + bytes([(numbers[i] + 1) % 101]) + numbers[i + 1:]) for i in range(50)}
     changed |= {sequence.checksum(numbers), sequence.checksum(numbers[:-1]), sequence.checksum(numbers[::-1])}
@@ -182,7 +182,7 @@ def load_again():
 
 @pytest.mark.parametrize("hashes", [plain, under_fips, before_the_keyword])
 @pytest.mark.parametrize("missing", [["_md5"], ["_sha3"], OWN], ids=repr)
-def test_without_hashes_of_its_own_the_interpreters_hashlib_serves(monkeypatch, missing, hashes):
+def test_hashlib_is_used_where_the_builtin_hashes_are_missing(monkeypatch, missing, hashes):
     for name in missing:
         monkeypatch.setitem(sys.modules, name, None)  # importing it raises ImportError
     for name in NAMES:
@@ -195,7 +195,7 @@ def test_without_hashes_of_its_own_the_interpreters_hashlib_serves(monkeypatch, 
         assert list(again.draw(seed, 100)) == with_shake(seed, 100)
 
 
-def test_with_hashes_of_its_own_hashlib_is_not_asked(monkeypatch):
+def test_hashlib_is_not_used_where_the_builtin_hashes_are_present(monkeypatch):
     for name in OWN:
         pytest.importorskip(name)
 

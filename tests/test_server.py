@@ -244,7 +244,7 @@ def fac(n, client_id=ID):
 # ---- the table
 
 
-def test_a_new_sequence_is_handed_out_to_the_byte(running):
+def test_new_sequence_is_sent_exactly_as_specified(running):
     peer = running.connect()
     running.say(peer, b"INIT,%b,5,5;" % ID, b"ACK;")
     running.say(peer, b"RECV,0;", b"NUM,6:41:81:68:68;")
@@ -252,7 +252,7 @@ def test_a_new_sequence_is_handed_out_to_the_byte(running):
     assert running.read_to_end(peer) == b""
 
 
-def test_a_sequence_is_continued_on_another_connection(running):
+def test_sequence_is_continued_on_another_connection(running):
     peer = running.connect()
     running.say(peer, b"INIT,%b,10,5;" % ID, b"ACK;")
     running.say(peer, b"RECV,0;", b"NUM,6:41:81:68:68;")
@@ -264,7 +264,7 @@ def test_a_sequence_is_continued_on_another_connection(running):
     assert running.read_to_end(peer) == b""
 
 
-def test_the_long_sequence_of_the_transcripts_is_the_same(running):
+def test_long_sequence_is_that_of_the_transcripts(running):
     peer = running.connect()
     running.say(peer, b"INIT,%b,10000,5;" % ID, b"ACK;")
     running.say(peer, b"RECV,630;", b"NUM,54:94:94:19:96;")
@@ -274,7 +274,7 @@ def test_the_long_sequence_of_the_transcripts_is_the_same(running):
 
 @pytest.mark.parametrize("n, batch", [(0, 1), (0, 65535), (1, 1), (1, 65535), (5, 2), (6, 3), (7, 7), (7, 8), (100, 1),
                                       (65535, 65535), (65535, 6000)])
-def test_every_batch_and_the_checksum_come_as_they_were_asked_for(running, n, batch):
+def test_batches_and_the_checksum_come_in_the_order_asked_for(running, n, batch):
     batches = nums(n, batch)
     order = list(range(len(batches))) * 2
     random.Random(n).shuffle(order)
@@ -282,7 +282,7 @@ def test_every_batch_and_the_checksum_come_as_they_were_asked_for(running, n, ba
     assert answers == b"ACK;" + b"".join(batches[i] for i in order) + fac(n)
 
 
-def test_an_id_that_is_there_is_not_given_again(running):
+def test_existing_id_is_refused_to_a_new_sequence(running):
     first = running.connect()
     running.say(first, init(), b"ACK;")
     assert running.all_that_is_said(init(7, 7)) == b"ERR,%b already exist;" % ID
@@ -291,13 +291,13 @@ def test_an_id_that_is_there_is_not_given_again(running):
     assert running.all_that_is_said(cont() + b"FIN;") == b"ACK;" + fac(5)
 
 
-def test_an_id_that_is_not_there_cannot_be_continued(running):
+def test_unknown_id_cannot_be_continued(running):
     assert running.all_that_is_said(cont()) == b"ERR,Client-id: %b does not exist;" % ID
     assert running.all_that_is_said(init() + b"FIN;") == b"ACK;" + fac(5)
 
 
 @pytest.mark.parametrize("index", [b"2", b"3", b"1000", b"65534", b"65535", b"65536", b"99999999999999999999"])
-def test_a_batch_that_there_is_not_is_an_error_that_the_connection_survives(running, index):
+def test_index_out_of_range_is_an_error_the_connection_survives(running, index):
     peer = running.connect()
     running.say(peer, init(10, 5), b"ACK;")
     for before in (b"", b"RECV,1;", b"RECV,0;RECV,1;"):
@@ -307,13 +307,13 @@ def test_a_batch_that_there_is_not_is_an_error_that_the_connection_survives(runn
     running.say(peer, b"FIN;", fac(10))
 
 
-def test_of_no_numbers_there_is_no_batch(running):
+def test_empty_sequence_has_no_batch(running):
     assert running.all_that_is_said(init(0, 5) + b"RECV,0;FIN;") == (
         b"ACK;ERR,Invalid batch index requested: 0;FAC,%b;" % hashlib.new("md5", b"[]").hexdigest().encode())
 
 
 @pytest.mark.parametrize("client_id", [ID.upper(), b"FFFFFFFF-ffff-4fff-bFFF-ffffffffFFFF"])
-def test_an_id_with_capitals_is_taken_and_said_as_it_was_written(running, client_id):
+def test_id_keeps_its_upper_case_letters(running, client_id):
     assert running.all_that_is_said(init(5, 5, client_id) + b"RECV,0;FIN;") == (
         b"ACK;" + nums(5, 5, client_id)[0] + fac(5, client_id))
     assert running.all_that_is_said(init(5, 5, client_id)) == client_id.join([b"ERR,", b" already exist;"])
@@ -323,7 +323,7 @@ def test_an_id_with_capitals_is_taken_and_said_as_it_was_written(running, client
     assert running.all_that_is_said(cont(client_id)) == client_id.join([b"ERR,Client-id: ", b" does not exist;"])
 
 
-def test_an_index_with_zeros_before_it_is_the_same_batch(running):
+def test_index_with_leading_zeros_is_the_same_batch(running):
     assert running.all_that_is_said(init(10, 5) + b"RECV,1;RECV,01;RECV,0001;FIN;") == b"ACK;" + nums(10, 5)[1] * 3 + fac(10)
 
 
@@ -352,7 +352,7 @@ def one_error(answer):
 
 @pytest.mark.parametrize("after", [b"", b"RECV,0;FIN;INIT,%b,5,5;" % OTHER_ID], ids=["", "and-more"])
 @pytest.mark.parametrize("message", BEFORE_INIT)
-def test_a_bad_beginning_gets_one_error_and_the_end(running, message, after):
+def test_bad_first_message_gets_one_error_and_a_close(running, message, after):
     assert one_error(running.all_that_is_said(message + after))
     running.turn_until(lambda: not running.server.sessions)
     for client_id in (ID, OTHER_ID):
@@ -361,7 +361,7 @@ def test_a_bad_beginning_gets_one_error_and_the_end(running, message, after):
 
 @pytest.mark.parametrize("before", [0, 1, 3])
 @pytest.mark.parametrize("message", AFTER_INIT)
-def test_a_bad_message_gets_what_came_before_it_one_error_and_the_end_and_the_sequence_is_kept(running, message, before):
+def test_bad_message_gets_one_error_and_a_close_and_the_sequence_is_kept(running, message, before):
     others = running.connect()
     running.say(others, init(7, 7, OTHER_ID), b"ACK;")
     answer = running.all_that_is_said(init(10, 5) + before * b"RECV,1;" + message + b"RECV,0;")
@@ -374,7 +374,7 @@ def test_a_bad_message_gets_what_came_before_it_one_error_and_the_end_and_the_se
 
 @pytest.mark.parametrize("before", [0, 1, 3])
 @pytest.mark.parametrize("message", AFTER_INIT + [b"RECV,%b1;" % (b"0" * 60), b"RECV,%b;" % (b"9" * 5000)])
-def test_a_bad_message_among_requests_that_are_answered_at_once_is_no_exception(running, message, before):
+def test_bad_message_within_a_run_of_requests_gets_one_error(running, message, before):
     """Once batches were asked for, runs of requests take another way, where a bad one must not get lost."""
     peer = running.connect()
     running.say(peer, init(10, 5) + b"RECV,0;", b"ACK;" + nums(10, 5)[0])
@@ -391,18 +391,18 @@ def test_a_bad_message_among_requests_that_are_answered_at_once_is_no_exception(
     (b"INIT,5,5;", protocol.INVALID_FIELDS), (b"CONT,5;", protocol.INVALID_ID), (b"I" * 54, protocol.TOO_LONG),
     (init() + b"RECV,x;", protocol.INVALID_INDEX), (init() + cont(), protocol.TOO_LATE),
     (init() + b"FIN,;", protocol.NO_CONTENT % "FIN")])
-def test_the_error_says_what_is_wrong(running, message, what):
+def test_error_says_what_is_wrong(running, message, what):
     assert running.all_that_is_said(message).endswith(error(what))
 
 
 @pytest.mark.parametrize("flood", [b"x", b"RECV,0;", b"\0\xff;,"])
 @pytest.mark.parametrize("before, expected", [(b"", b""), (init(), b"ACK;")], ids=["new", "open"])
-def test_the_error_arrives_though_the_client_has_megabytes_on_the_way(running, before, expected, flood):
+def test_error_arrives_though_the_client_has_sent_megabytes(running, before, expected, flood):
     bad = b"NOPE;" + flood * (4 * 1024 * 1024 // len(flood))
     assert running.all_that_is_said(before + bad) == expected + error(protocol.UNKNOWN_TYPE)
 
 
-def test_a_flood_without_an_end_is_refused_at_once_and_not_kept(running):
+def test_endless_message_is_refused_at_once_and_not_buffered(running):
     peer, session = running.connected()
     peer.sendall(b"x" * 60)
     assert running.read_to_end(peer) == error(protocol.TOO_LONG)
@@ -416,7 +416,7 @@ def test_a_flood_without_an_end_is_refused_at_once_and_not_kept(running):
         tracemalloc.stop()
 
 
-def test_a_client_that_does_not_hang_up_after_its_error_is_cut_off(running):
+def test_client_that_does_not_hang_up_after_its_error_is_cut_off(running):
     peer, session = running.connected()
     peer.sendall(b"NOPE;")
     assert running.read_to_end(peer) == error(protocol.UNKNOWN_TYPE)
@@ -424,7 +424,7 @@ def test_a_client_that_does_not_hang_up_after_its_error_is_cut_off(running):
     assert not running.server.sessions
 
 
-def test_a_client_that_hangs_up_after_its_error_frees_its_place_at_once(running, clock):
+def test_client_that_hangs_up_after_its_error_frees_its_place_at_once(running, clock):
     peer, session = running.connected()
     began = clock()
     peer.sendall(b"NOPE;")
@@ -435,7 +435,7 @@ def test_a_client_that_hangs_up_after_its_error_frees_its_place_at_once(running,
 
 @pytest.mark.parametrize("before, expected", [(b"", b""), (init(), b"ACK;"), (init() + b"RECV,0;" * 3, b"ACK;" + nums(5, 5)[0] * 3)])
 @pytest.mark.parametrize("rest", [b"R", b"RECV,0", b"FIN", b"\xff"])
-def test_an_unfinished_message_at_the_end_of_input_gets_an_error(running, before, expected, rest):
+def test_unfinished_message_at_the_end_of_input_gets_an_error(running, before, expected, rest):
     peer = running.connect()
     peer.sendall(before + rest)
     peer.shutdown(socket.SHUT_WR)
@@ -443,7 +443,7 @@ def test_an_unfinished_message_at_the_end_of_input_gets_an_error(running, before
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_bytes_of_any_kind_never_stop_the_server(running, seed):
+def test_random_bytes_never_stop_the_server(running, seed):
     """Most are refused; none is an exception, which the loop would report and the fixture would not overlook."""
     generator = random.Random(seed)
     for _ in range(40):
@@ -467,7 +467,7 @@ def test_bytes_of_any_kind_never_stop_the_server(running, seed):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 11])
-def test_messages_in_small_pieces_are_the_same_messages(running, size):
+def test_messages_in_small_pieces_are_answered_the_same(running, size):
     data = init(10, 5) + b"RECV,0;RECV,1;RECV,2;RECV,1;" + b"RECV,0;" * 5 + b"FIN;"
     peer = running.connect()
     for i in range(0, len(data), size):
@@ -479,7 +479,7 @@ def test_messages_in_small_pieces_are_the_same_messages(running, size):
 
 
 @pytest.mark.parametrize("cut", range(1, 8))
-def test_a_run_of_requests_that_is_cut_anywhere_is_answered_whole(running, cut):
+def test_run_of_requests_cut_anywhere_is_answered_whole(running, cut):
     peer = running.connect()
     running.say(peer, init(10, 5), b"ACK;")
     first, second = nums(10, 5)
@@ -490,7 +490,7 @@ def test_a_run_of_requests_that_is_cut_anywhere_is_answered_whole(running, cut):
 
 @pytest.mark.parametrize("messages_most", [1, 2, 7, MESSAGES_MOST])
 @pytest.mark.parametrize("n, batch", [(1000, 5), (40, 40)])
-def test_more_requests_in_one_packet_than_a_turn_answers_are_all_answered_in_order(start, messages_most, n, batch):
+def test_more_requests_than_a_turn_answers_are_answered_in_order(start, messages_most, n, batch):
     running = start(messages_most=messages_most)
     batches = nums(n, batch)
     generator = random.Random(1)
@@ -504,7 +504,7 @@ def test_more_requests_in_one_packet_than_a_turn_answers_are_all_answered_in_ord
 
 
 @pytest.mark.parametrize("messages", [b"RECV,0;", b"RECV,9;", b"RECV,0;RECV,9;"], ids=["valid", "invalid", "mixed"])
-def test_a_client_with_many_requests_does_not_keep_the_others_waiting(start, messages):
+def test_client_with_many_requests_does_not_delay_the_others(start, messages):
     running = start(messages_most=10)
     flooder, session = running.connected()
     running.say(flooder, init(5, 5), b"ACK;")
@@ -521,7 +521,7 @@ def test_a_client_with_many_requests_does_not_keep_the_others_waiting(start, mes
     assert left - 100 <= len(session.stream.input) // 7 < left, "not at most ten a turn"
 
 
-def test_a_client_that_asks_and_does_not_read_is_read_no_more_and_costs_bounded_memory(start, loop):
+def test_client_that_does_not_read_is_read_no_more_and_costs_little(start, loop):
     loop.output_high = 32 * 1024
     running = start()
     peer = running.connect(receive_buffer=4096)
@@ -544,7 +544,7 @@ def test_a_client_that_asks_and_does_not_read_is_read_no_more_and_costs_bounded_
 
 
 @pytest.mark.parametrize("batch", [20, 100, 400])
-def test_the_unsent_output_of_small_batches_is_bounded_and_waiting_for_it_costs_nothing(start, loop, batch):
+def test_unsent_output_of_small_batches_is_bounded_without_spinning(start, loop, batch):
     loop.output_high = 16 * 1024
     running = start()
     peer = running.connect(receive_buffer=16 * 1024)
@@ -583,7 +583,7 @@ def test_the_unsent_output_of_small_batches_is_bounded_and_waiting_for_it_costs_
 
 @pytest.mark.parametrize("batch", [100, 5000])
 @pytest.mark.parametrize("message", [b"RECV,0;", b"RECV,00;RECV,9;"], ids=["valid", "mixed"])
-def test_a_client_that_asks_bit_by_bit_and_does_not_read_is_read_no_more(start, loop, batch, message):
+def test_client_that_asks_in_pieces_without_reading_is_read_no_more(start, loop, batch, message):
     loop.output_high = 16 * 1024
     running = start()
     peer = running.connect(receive_buffer=16 * 1024)
@@ -626,7 +626,7 @@ SESSIONS = [
 
 
 @pytest.mark.parametrize("data", SESSIONS)
-def test_a_session_is_reset_a_second_after_its_accept_whatever_it_does(start, loop, clock, data):
+def test_session_is_reset_a_second_after_its_accept_whatever_it_does(start, loop, clock, data):
     running = start(session_timeout=1.0)
     peer, session = running.connected()
     accepted = clock()
@@ -643,7 +643,7 @@ def test_a_session_is_reset_a_second_after_its_accept_whatever_it_does(start, lo
             pass
 
 
-def test_a_client_that_is_busy_does_not_get_a_longer_session(start, loop, clock):
+def test_client_that_is_busy_does_not_get_a_longer_session(start, loop, clock):
     running = start(session_timeout=1.0)
     peer, session = running.connected()
     accepted = clock()
@@ -655,7 +655,7 @@ def test_a_client_that_is_busy_does_not_get_a_longer_session(start, loop, clock)
     assert accepted + 1 <= clock() <= accepted + 1.125
 
 
-def test_a_client_that_floods_does_not_get_a_longer_session(start, loop, clock):
+def test_client_that_floods_does_not_get_a_longer_session(start, loop, clock):
     running = start(session_timeout=1.0, messages_most=10)
     peer, session = running.connected()
     peer.sendall(init(10, 5) + b"RECV,1;" * 8000)
@@ -666,7 +666,7 @@ def test_a_client_that_floods_does_not_get_a_longer_session(start, loop, clock):
     assert session not in running.server.sessions
 
 
-def test_a_client_that_has_ended_its_input_and_reads_nothing_does_not_get_a_longer_session(start, loop, clock):
+def test_client_that_ended_its_input_does_not_get_a_longer_session(start, loop, clock):
     running = start(session_timeout=1.0)
     peer, session = running.connected()
     peer.sendall(init(65535, 65535) + 200 * b"RECV,0;")
@@ -678,7 +678,7 @@ def test_a_client_that_has_ended_its_input_and_reads_nothing_does_not_get_a_long
     assert session not in running.server.sessions
 
 
-def test_every_session_has_its_own_time(start, loop, clock):
+def test_every_session_has_its_own_timeout(start, loop, clock):
     running = start(session_timeout=1.0)
     first, first_session = running.connected()
     clock.advance(0.6)
@@ -692,7 +692,7 @@ def test_every_session_has_its_own_time(start, loop, clock):
     assert not running.server.sessions
 
 
-def test_after_its_time_the_sequence_can_be_continued(start, loop, clock):
+def test_sequence_can_be_continued_after_the_session_timeout(start, loop, clock):
     running = start(session_timeout=1.0)
     peer, session = running.connected()
     running.say(peer, init(10, 5) + b"RECV,0;", b"ACK;" + nums(10, 5)[0])
@@ -701,7 +701,7 @@ def test_after_its_time_the_sequence_can_be_continued(start, loop, clock):
     assert running.all_that_is_said(cont() + b"RECV,1;FIN;") == b"ACK;" + nums(10, 5)[1] + fac(10)
 
 
-def test_a_session_that_has_ended_leaves_no_timer(start, loop):
+def test_ended_session_leaves_no_timer(start, loop):
     running = start(session_timeout=1.0)
     timers = loop.timers()
     for i in range(20):
@@ -713,7 +713,7 @@ def test_a_session_that_has_ended_leaves_no_timer(start, loop):
 # ---- retention
 
 
-def test_a_sequence_is_forgotten_when_its_retention_has_passed_and_no_sooner(running, clock):
+def test_sequence_is_forgotten_after_its_retention_and_no_sooner(running, clock):
     assert running.all_that_is_said(init() + b"FIN;") == b"ACK;" + fac(5)
     running.turn_until(lambda: not running.server.sessions)
     running.pass_time(RETENTION - 0.01)
@@ -727,7 +727,7 @@ def test_a_sequence_is_forgotten_when_its_retention_has_passed_and_no_sooner(run
     assert running.all_that_is_said(init(7, 7) + b"FIN;") == b"ACK;" + fac(7)
 
 
-def test_a_sequence_is_not_forgotten_under_a_connection_that_has_it(running):
+def test_sequence_is_not_forgotten_while_a_connection_uses_it(running):
     peer = running.connect()
     running.say(peer, init(10, 5), b"ACK;")
     running.pass_time(3 * RETENTION)
@@ -735,7 +735,7 @@ def test_a_sequence_is_not_forgotten_under_a_connection_that_has_it(running):
     assert running.forgotten == []
 
 
-def test_the_retention_begins_when_the_last_of_several_connections_ends(running):
+def test_retention_begins_when_the_last_connection_ends(running):
     first, second = running.connect(), running.connect()
     running.say(first, init(10, 5), b"ACK;")
     running.say(second, cont(), b"ACK;")
@@ -765,7 +765,7 @@ def test_refused_connections_do_not_prolong_the_retention(running):
 # ---- a store that takes its time
 
 
-def test_what_is_sent_before_a_slow_store_has_answered_waits_and_is_answered_in_order(slow):
+def test_requests_before_a_slow_store_answers_are_answered_in_order(slow):
     peer, session = slow.connected()
     peer.sendall(init(10, 5) + b"RECV,0;RECV,1;FIN;")
     slow.turn_until(lambda: slow.store.answers)
@@ -779,7 +779,7 @@ def test_what_is_sent_before_a_slow_store_has_answered_waits_and_is_answered_in_
     assert slow.store.released == [ID]
 
 
-def test_a_client_is_not_read_while_a_slow_store_has_not_answered(slow):
+def test_client_is_not_read_until_a_slow_store_answers(slow):
     peer, session = slow.connected()
     peer.sendall(cont())
     slow.turn_until(lambda: slow.store.answers)
@@ -793,7 +793,7 @@ def test_a_client_is_not_read_while_a_slow_store_has_not_answered(slow):
     assert len(session.stream.input) <= slow.loop.read_size
 
 
-def test_a_slow_refusal_gets_to_the_client_and_ends_the_connection(slow):
+def test_slow_refusal_reaches_the_client_and_ends_the_connection(slow):
     peer, session = slow.connected()
     peer.sendall(cont() + b"RECV,0;FIN;")
     slow.turn_until(lambda: slow.store.answers)
@@ -802,7 +802,7 @@ def test_a_slow_refusal_gets_to_the_client_and_ends_the_connection(slow):
     assert slow.store.released == []
 
 
-def test_a_client_that_has_ended_its_input_still_gets_a_slow_stores_answer(slow):
+def test_client_that_ended_its_input_gets_the_answer_of_a_slow_store(slow):
     peer, session = slow.connected()
     peer.sendall(init(10, 5) + b"RECV,0;FIN;")
     peer.shutdown(socket.SHUT_WR)
@@ -813,7 +813,7 @@ def test_a_client_that_has_ended_its_input_still_gets_a_slow_stores_answer(slow)
 
 
 @pytest.mark.parametrize("message", [init(), init() + b"RECV,0;", init() + b"FIN;"])
-def test_a_record_that_comes_when_its_client_has_gone_is_given_back(slow, message):
+def test_record_that_comes_after_its_client_has_gone_is_released(slow, message):
     peer, session = slow.connected()
     peer.sendall(message)
     slow.turn_until(lambda: slow.store.answers)
@@ -827,7 +827,7 @@ def test_a_record_that_comes_when_its_client_has_gone_is_given_back(slow, messag
     assert slow.forgotten == [ID]
 
 
-def test_a_refusal_that_comes_when_its_client_has_gone_is_nobodys(slow):
+def test_refusal_that_comes_after_its_client_has_gone_is_ignored(slow):
     peer, session = slow.connected()
     peer.sendall(cont())
     slow.turn_until(lambda: slow.store.answers)
@@ -840,7 +840,7 @@ def test_a_refusal_that_comes_when_its_client_has_gone_is_nobodys(slow):
 @pytest.mark.parametrize("message", [init(), cont()])
 @pytest.mark.parametrize("refusal, what", [(FAILED, protocol.STORE_FAILED), (FULL, protocol.TOO_MANY_CLIENTS)])
 @pytest.mark.parametrize("wrap", [lambda store: store, SlowStore], ids=["at-once", "later"])
-def test_a_store_in_trouble_is_an_error_for_the_client(start, message, refusal, what, wrap):
+def test_failing_store_is_an_error_for_the_client(start, message, refusal, what, wrap):
     running = start(store=wrap(RefusingStore(refusal)))
     peer = running.connect()
     peer.sendall(message + b"RECV,0;")
@@ -850,7 +850,7 @@ def test_a_store_in_trouble_is_an_error_for_the_client(start, message, refusal, 
     assert running.read_to_end(peer) == error(what)
 
 
-def test_a_full_store_refuses_new_clients_and_serves_those_it_has(start, loop):
+def test_full_store_refuses_new_clients_and_serves_known_ones(start, loop):
     running = start(store=MemoryStore(loop, lambda client_id: None, clients_most=1))
     assert running.all_that_is_said(init() + b"FIN;") == b"ACK;" + fac(5)
     assert running.all_that_is_said(init(5, 5, OTHER_ID)) == error(protocol.TOO_MANY_CLIENTS)
@@ -863,7 +863,7 @@ def test_a_full_store_refuses_new_clients_and_serves_those_it_has(start, loop):
 # ---- how many at once
 
 
-def test_a_connection_over_the_limit_is_told_so_and_a_freed_place_is_used_again(start):
+def test_connection_over_the_limit_is_told_and_a_freed_place_is_reused(start):
     running = start(connections_most=2)
     first, second = running.connected()[0], running.connected()[0]
     assert running.all_that_is_said(b"") == error(protocol.TOO_MANY_CONNECTIONS)
@@ -874,13 +874,13 @@ def test_a_connection_over_the_limit_is_told_so_and_a_freed_place_is_used_again(
     running.say(first, b"FIN;", fac(5))
 
 
-def test_the_error_over_the_limit_arrives_though_the_client_sends_much(start):
+def test_error_over_the_limit_arrives_though_the_client_sends_much(start):
     running = start(connections_most=1)
     running.connected()
     assert running.all_that_is_said(b"x" * 2 * 1024 * 1024) == error(protocol.TOO_MANY_CONNECTIONS)
 
 
-def test_those_who_are_being_told_of_the_limit_are_bounded_and_do_not_stay(start, loop):
+def test_connections_being_refused_are_bounded_and_do_not_stay(start, loop):
     running = start(connections_most=1)
     first = running.connected()[0]
     peers = [running.connect() for _ in range(FAREWELLS_MOST + 10)]
@@ -894,7 +894,7 @@ def test_those_who_are_being_told_of_the_limit_are_bounded_and_do_not_stay(start
     running.say(first, init(), b"ACK;")
 
 
-def test_those_who_hang_up_after_being_told_free_their_place_at_once(start, loop):
+def test_refused_connections_that_hang_up_free_their_place_at_once(start, loop):
     running = start(connections_most=1)
     running.connected()
     for _ in range(FAREWELLS_MOST + 5):
@@ -904,7 +904,7 @@ def test_those_who_hang_up_after_being_told_free_their_place_at_once(start, loop
         running.turn_until(lambda: not running.server.farewells)
 
 
-def test_the_limit_of_connections_follows_from_the_limit_of_files(loop):
+def test_limit_of_connections_follows_from_the_limit_of_files(loop):
     assert 1 <= connections_limit(loop) <= server_module.CONNECTIONS_MOST
     loop.poller.file_limit = 100
     assert 1 <= connections_limit(loop) < 100
@@ -912,7 +912,7 @@ def test_the_limit_of_connections_follows_from_the_limit_of_files(loop):
     assert connections_limit(loop) == 1
 
 
-def test_many_clients_at_once_get_each_their_own_sequence(running):
+def test_many_clients_at_once_each_get_their_own_sequence(running):
     ids = [b"%08x-0000-0000-0000-000000000000" % i for i in range(40)]
     peers = [running.connect() for _ in ids]
     for client_id, peer in zip(ids, peers):
@@ -927,7 +927,7 @@ def test_many_clients_at_once_get_each_their_own_sequence(running):
         assert running.read_to_end(peer) == nums(10, 3, client_id)[3] + fac(10, client_id)
 
 
-def test_a_client_that_resets_its_connection_costs_nobody_else(running):
+def test_client_that_resets_its_connection_does_not_disturb_the_others(running):
     other = running.connect()
     running.say(other, init(10, 5, OTHER_ID), b"ACK;")
     for i in range(5):
@@ -949,7 +949,7 @@ def refused(address):
         return peer.connect_ex(address) != 0
 
 
-def test_drained_without_clients_the_server_ends_at_once(start, loop, clock):
+def test_drained_server_without_clients_ends_at_once(start, loop, clock):
     running = start(session_timeout=1.0)
     began = clock()
     loop.call_later(0.1, running.server.drain)
@@ -958,7 +958,7 @@ def test_drained_without_clients_the_server_ends_at_once(start, loop, clock):
     assert refused(running.address)
 
 
-def test_a_drained_server_lets_the_session_that_runs_come_to_its_end(start, loop, clock):
+def test_drained_server_lets_running_sessions_end(start, loop, clock):
     running = start(session_timeout=1.0)
     peer, session = running.connected()
     running.say(peer, init(10, 5) + b"RECV,0;", b"ACK;" + nums(10, 5)[0])
@@ -971,7 +971,7 @@ def test_a_drained_server_lets_the_session_that_runs_come_to_its_end(start, loop
     assert refused(running.address)
 
 
-def test_a_drained_server_waits_no_longer_than_a_session_lives(start, loop, clock):
+def test_drained_server_waits_for_the_session_timeout_at_most(start, loop, clock):
     running = start(session_timeout=1.0)
     peer, session = running.connected()
     running.say(peer, init(), b"ACK;")
@@ -983,7 +983,7 @@ def test_a_drained_server_waits_no_longer_than_a_session_lives(start, loop, cloc
         peer.recv(1)
 
 
-def test_drained_again_the_server_ends_at_once(start, loop, clock):
+def test_server_drained_twice_ends_at_once(start, loop, clock):
     running = start(session_timeout=1.0)
     peer, session = running.connected()
     began = clock()
@@ -997,7 +997,7 @@ def test_drained_again_the_server_ends_at_once(start, loop, clock):
         peer.recv(1)
 
 
-def test_drained_the_server_waits_for_those_who_are_being_told_of_the_limit(start, loop, clock):
+def test_drained_server_waits_for_connections_being_refused(start, loop, clock):
     running = start(session_timeout=1.0, connections_most=1)
     first, session = running.connected()
     over = running.connect()
@@ -1010,7 +1010,7 @@ def test_drained_the_server_waits_for_those_who_are_being_told_of_the_limit(star
     assert clock() == pytest.approx(began + 0.2)
 
 
-def test_drained_the_server_waits_until_a_slow_store_has_taken_back_its_records(slow, loop, clock):
+def test_drained_server_waits_until_a_slow_store_has_its_records_back(slow, loop, clock):
     peer, session = slow.connected()
     peer.sendall(init())
     slow.turn_until(lambda: slow.store.answers)
@@ -1025,7 +1025,7 @@ def test_drained_the_server_waits_until_a_slow_store_has_taken_back_its_records(
     assert clock() == pytest.approx(began + 3)
 
 
-def test_drained_the_server_gives_back_the_record_of_a_client_that_did_not_wait_for_it(slow, loop, clock):
+def test_drained_server_releases_the_record_of_a_client_that_left(slow, loop, clock):
     """In a store that is shared, nobody else would ever do that."""
     slow.server.session_timeout = 0.2
     peer, session = slow.connected()
@@ -1037,7 +1037,7 @@ def test_drained_the_server_gives_back_the_record_of_a_client_that_did_not_wait_
     assert slow.store.released == [ID]
 
 
-def test_a_closed_server_resets_its_clients_and_leaves_nothing_behind(start, loop):
+def test_closed_server_resets_its_clients_and_leaves_nothing_behind(start, loop):
     running = start(session_timeout=1.0, connections_most=3)
     peers = [running.connected()[0] for _ in range(3)]
     running.connect()
@@ -1059,7 +1059,7 @@ def test_a_closed_server_resets_its_clients_and_leaves_nothing_behind(start, loo
 
 
 @pytest.mark.parametrize("n, batch, count", [(10, 5, 1), (10, 5, 5000), (65535, 65535, 20)])
-def test_a_client_that_has_ended_its_input_gets_all_its_answers(running, n, batch, count):
+def test_client_that_has_ended_its_input_gets_all_its_answers(running, n, batch, count):
     peer = running.connect()
     data = init(n, batch) + count * b"RECV,0;"
     running.send(peer, data)
@@ -1068,35 +1068,35 @@ def test_a_client_that_has_ended_its_input_gets_all_its_answers(running, n, batc
     running.turn_until(lambda: not running.server.sessions)
 
 
-def test_a_client_that_says_nothing_and_ends_is_let_go(running):
+def test_client_that_ends_without_a_message_is_closed(running):
     peer, session = running.connected()
     peer.shutdown(socket.SHUT_WR)
     assert running.read_to_end(peer) == b""
     assert not running.server.sessions
 
 
-def test_after_the_checksum_nothing_more_is_answered(running):
+def test_nothing_is_answered_after_the_checksum(running):
     assert running.all_that_is_said(init() + b"FIN;FIN;RECV,0;NOPE;") == b"ACK;" + fac(5)
 
 
-def test_the_checksum_arrives_though_the_client_goes_on_sending(running):
+def test_checksum_arrives_though_the_client_goes_on_sending(running):
     assert running.all_that_is_said(init() + b"FIN;" + b"x" * 1024 * 1024) == b"ACK;" + fac(5)
 
 
 # ---- numbers
 
 
-def test_in_test_mode_a_sequence_follows_from_its_id(start):
+def test_test_mode_derives_a_sequence_from_its_id(start):
     answers = [start().all_that_is_said(init(50, 50) + b"RECV,0;FIN;") for _ in range(2)]
     assert answers[0] == answers[1] == b"ACK;" + nums(50, 50)[0] + fac(50)
 
 
-def test_without_test_mode_a_sequence_does_not_follow_from_its_id(start):
+def test_sequence_does_not_follow_from_its_id_without_test_mode(start):
     answers = [start(test_mode=False).all_that_is_said(init(50, 50) + b"RECV,0;FIN;") for _ in range(2)]
     assert len({nums(50, 50)[0], answers[0][4:-37], answers[1][4:-37]}) == 3
 
 
-def test_without_test_mode_a_sequence_is_the_same_as_long_as_it_is_kept(start):
+def test_sequence_is_the_same_while_kept_without_test_mode(start):
     running = start(test_mode=False)
     first = running.all_that_is_said(init(50, 5) + b"".join(b"RECV,%d;" % i for i in range(10)) + b"FIN;")
     assert running.all_that_is_said(cont() + b"".join(b"RECV,%d;" % i for i in range(10)) + b"FIN;") == first
@@ -1106,7 +1106,7 @@ def test_without_test_mode_a_sequence_is_the_same_as_long_as_it_is_kept(start):
     assert first.endswith(b"FAC,%b;" % hashlib.new("md5", str(numbers).encode()).hexdigest().encode())
 
 
-def test_without_test_mode_an_id_that_comes_again_gets_another_sequence(start):
+def test_reused_id_gets_another_sequence_without_test_mode(start):
     running = start(test_mode=False)
     first = running.all_that_is_said(init(50, 50) + b"RECV,0;FIN;")
     running.turn_until(lambda: not running.server.sessions)
@@ -1114,7 +1114,7 @@ def test_without_test_mode_an_id_that_comes_again_gets_another_sequence(start):
     assert running.all_that_is_said(init(50, 50) + b"RECV,0;FIN;") != first
 
 
-def test_what_is_drawn_for_all_is_bounded_and_drawn_again_the_same(start, monkeypatch):
+def test_drawn_numbers_are_bounded_and_drawn_again_the_same(start, monkeypatch):
     size = 65535  # a byte a number
     monkeypatch.setattr(server_module, "DRAWN_MOST", 3 * size)
     running = start(test_mode=False)
@@ -1140,7 +1140,7 @@ def test_what_is_drawn_for_all_is_bounded_and_drawn_again_the_same(start, monkey
         assert running.all_that_is_said(cont(client_id) + b"FIN;") == b"ACK;" + again[-37:]
 
 
-def test_a_sequence_that_was_given_up_in_the_middle_of_a_run_is_drawn_again(start, monkeypatch):
+def test_sequence_evicted_in_the_middle_of_a_run_is_drawn_again(start, monkeypatch):
     monkeypatch.setattr(server_module, "DRAWN_MOST", 1)
     running = start()
     first, second = running.connect(), running.connect()
@@ -1153,7 +1153,7 @@ def test_a_sequence_that_was_given_up_in_the_middle_of_a_run_is_drawn_again(star
     running.say(second, b"FIN;", fac(2000, OTHER_ID))
 
 
-def test_what_was_drawn_goes_with_its_connection(start):
+def test_drawn_numbers_go_with_their_connection(start):
     running = start()
     tracemalloc.start()
     try:
@@ -1173,7 +1173,7 @@ def test_what_was_drawn_goes_with_its_connection(start):
 # ---- listening and telling
 
 
-def test_a_port_that_is_taken_is_an_error_and_leaves_nothing(start, loop):
+def test_port_in_use_is_an_error_and_leaves_nothing_behind(start, loop):
     running = start()
     second = Server(loop, MemoryStore(loop, None))
     with pytest.raises(OSError):
@@ -1184,11 +1184,11 @@ def test_a_port_that_is_taken_is_an_error_and_leaves_nothing(start, loop):
 
 @pytest.mark.parametrize("address, text", [
     (("127.0.0.1", 5000), "127.0.0.1:5000"), (("::1", 5000, 0, 0), "[::1]:5000"), (("", 0), ":0")])
-def test_an_address_is_said_as_one_writes_it(address, text):
+def test_address_is_printed_in_the_usual_notation(address, text):
     assert endpoint(address) == text
 
 
-def test_what_is_told_is_lines_of_plain_text_that_name_the_client(running):
+def test_log_lines_are_plain_text_that_names_the_client(running):
     running.all_that_is_said(init() + b"FIN;")
     running.all_that_is_said(b"\x1b[2J\r\n;")
     running.all_that_is_said(b"INIT,\x1b[2J\r\n,5,5;")
@@ -1197,14 +1197,14 @@ def test_what_is_told_is_lines_of_plain_text_that_name_the_client(running):
     assert all(line.isprintable() for line in running.told)
 
 
-def test_nobody_has_to_be_told(loop, start):
+def test_server_runs_without_a_log(loop, start):
     running = start()
     running.server.tell = None
     assert running.all_that_is_said(init() + b"FIN;") == b"ACK;" + fac(5)
     assert one_error(running.all_that_is_said(b"NOPE;"))
 
 
-def test_a_record_holds_what_a_sequence_is_made_from_and_not_the_sequence(start, loop):
+def test_record_holds_the_seed_and_not_the_sequence(start, loop):
     records = []
 
     class Watched(MemoryStore):

@@ -64,7 +64,7 @@ def refused(port):
 
 @lesson(28)
 @both
-def test_signal_cuts_the_sessions_that_run_or_goes_on_accepting(programs, say, number):
+def test_signal_stops_accepting_and_lets_running_sessions_end(programs, say, number):
     server = programs.server()
     peer = say(server.port, init())
     assert peer.recv(100) == b"ACK;"
@@ -79,7 +79,7 @@ def test_signal_cuts_the_sessions_that_run_or_goes_on_accepting(programs, say, n
 
 @lesson(28)
 @both
-def test_session_that_does_nothing_holds_up_the_end(programs, say, number):
+def test_idle_session_delays_the_end_by_its_timeout_at_most(programs, say, number):
     """It has its second, and not more."""
     server = programs.server()
     peer = say(server.port, init())
@@ -93,7 +93,7 @@ def test_session_that_does_nothing_holds_up_the_end(programs, say, number):
 
 @lesson(28)
 @both
-def test_second_signal_waits_too(programs, say, number):
+def test_second_signal_ends_the_server_at_once(programs, say, number):
     server = programs.server("--session-timeout", 15)
     peer = say(server.port, init())
     assert peer.recv(100) == b"ACK;"
@@ -108,7 +108,7 @@ def test_second_signal_waits_too(programs, say, number):
 
 
 @both
-def test_server_without_sessions_does_not_end_at_once(programs, number):
+def test_server_without_sessions_ends_at_once(programs, number):
     server = programs.server()
     begin = time.monotonic()
     server.process.send_signal(number)
@@ -118,7 +118,7 @@ def test_server_without_sessions_does_not_end_at_once(programs, number):
 
 
 @lesson(30)
-def test_full_pipe_behind_standard_output_stops_the_server_or_hides_what_it_dropped(programs, say):
+def test_full_output_pipe_delays_nobody_and_dropped_lines_are_counted(programs, say):
     """Nobody reads its lines: clients are served nevertheless, and the reader who comes late is told how many are missing."""
     out, into = os.pipe()
     try:

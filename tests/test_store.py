@@ -54,7 +54,7 @@ def pass_time(loop, clock, seconds):
 # ---- create, open, release
 
 
-def test_what_is_created_is_what_is_opened(store):
+def test_opened_record_is_the_created_one(store):
     assert answer(store.create, b"a", RECORD) == (RECORD, None)
     assert answer(store.create, b"b", OTHER) == (OTHER, None)
     assert answer(store.open, b"a") == (RECORD, None)
@@ -65,19 +65,19 @@ def test_what_is_created_is_what_is_opened(store):
     assert len(store) == 2
 
 
-def test_an_open_record_is_not_made_again(store):
+def test_open_record_is_not_created_again(store):
     answer(store.create, b"a", RECORD)
     assert answer(store.create, b"a", OTHER) == (None, EXISTS)
     assert answer(store.open, b"a") == (RECORD, None)
 
 
-def test_a_kept_record_is_not_made_again(store):
+def test_retained_record_is_not_created_again(store):
     keep(store, b"a")
     assert answer(store.create, b"a", OTHER) == (None, EXISTS)
     assert answer(store.open, b"a") == (RECORD, None)
 
 
-def test_what_was_never_made_is_missing(store):
+def test_unknown_record_is_missing(store):
     assert answer(store.open, b"a") == (None, MISSING)
     assert len(store) == 0
 
@@ -87,7 +87,7 @@ def test_ids_in_another_case_are_kept_as_they_were_written(store):
     assert answer(store.open, b"AB") == (RECORD, None)
 
 
-def test_a_refusal_opens_nothing(store, loop, forgotten):
+def test_refusal_opens_nothing(store, loop, forgotten):
     keep(store, b"a")
     answer(store.create, b"a", OTHER)
     answer(store.open, b"b")
@@ -96,7 +96,7 @@ def test_a_refusal_opens_nothing(store, loop, forgotten):
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 3])
-def test_at_the_limit_nothing_is_made_whether_records_are_open_or_kept(make_store, kept):
+def test_limit_counts_open_and_retained_records(make_store, kept):
     store = make_store(clients_most=3)
     for i in range(3):
         answer(store.create, b"%d" % i, RECORD)
@@ -110,7 +110,7 @@ def test_at_the_limit_nothing_is_made_whether_records_are_open_or_kept(make_stor
     assert len(store) == 3
 
 
-def test_what_was_forgotten_makes_place(make_store, loop):
+def test_forgotten_record_makes_room(make_store, loop):
     store = make_store(clients_most=1)
     keep(store, b"a")
     assert answer(store.create, b"b", RECORD) == (None, FULL)
@@ -121,7 +121,7 @@ def test_what_was_forgotten_makes_place(make_store, loop):
 # ---- retention
 
 
-def test_a_record_is_kept_for_the_retention_and_then_forgotten_once(store, loop, clock, forgotten):
+def test_record_is_kept_for_the_retention_and_then_forgotten_once(store, loop, clock, forgotten):
     keep(store, b"a")
     pass_time(loop, clock, RETENTION - 0.001)
     assert answer(store.create, b"a", OTHER) == (None, EXISTS)
@@ -134,7 +134,7 @@ def test_a_record_is_kept_for_the_retention_and_then_forgotten_once(store, loop,
     assert len(forgotten) == 1
 
 
-def test_a_record_is_never_forgotten_while_somebody_has_it_open(store, loop, clock, forgotten):
+def test_record_is_never_forgotten_while_open(store, loop, clock, forgotten):
     answer(store.create, b"a", RECORD)
     pass_time(loop, clock, 10 * RETENTION)
     assert answer(store.open, b"a") == (RECORD, None)
@@ -146,7 +146,7 @@ def test_a_record_is_never_forgotten_while_somebody_has_it_open(store, loop, clo
     assert len(forgotten) == 1
 
 
-def test_the_retention_counts_from_the_last_release(store, loop, clock, forgotten):
+def test_retention_counts_from_the_last_release(store, loop, clock, forgotten):
     answer(store.create, b"a", RECORD)
     answer(store.open, b"a")
     answer(store.release, b"a")
@@ -183,7 +183,7 @@ def test_opening_one_again_leaves_the_deadlines_of_others(store, loop, clock, fo
     assert [when for _, when in times] == pytest.approx([RETENTION, RETENTION, RETENTION + 20], abs=0.05)
 
 
-def test_records_are_forgotten_in_the_order_in_which_they_were_released(store, loop, clock, forgotten):
+def test_records_are_forgotten_in_the_order_of_their_release(store, loop, clock, forgotten):
     ids = [b"%d" % i for i in range(50)]
     for client_id in ids:
         answer(store.create, client_id, RECORD)
@@ -200,7 +200,7 @@ def test_records_are_forgotten_in_the_order_in_which_they_were_released(store, l
 
 
 @pytest.mark.parametrize("retention", [0.001, 2.5, 10 ** 9])
-def test_the_retention_is_the_one_asked_for(make_store, loop, retention, forgotten):
+def test_retention_is_configurable(make_store, loop, retention, forgotten):
     store = make_store(retention=retention)
     begin = loop.now
     keep(store, b"a")
@@ -209,7 +209,7 @@ def test_the_retention_is_the_one_asked_for(make_store, loop, retention, forgott
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_after_any_history_a_record_is_there_exactly_when_it_should_be(make_store, loop, clock, seed):
+def test_record_exists_exactly_when_it_should_after_any_history(make_store, loop, clock, seed):
     """Against the plainest store: for each id how many have it open, and since when nobody has."""
     store = make_store(clients_most=6, retention=5)
     generator = random.Random(seed)
@@ -246,7 +246,7 @@ def test_after_any_history_a_record_is_there_exactly_when_it_should_be(make_stor
 # ---- at scale
 
 
-def test_thousands_due_at_once_go_in_bounded_batches_and_all_of_them(store, loop, clock, forgotten):
+def test_thousands_due_at_once_are_forgotten_in_bounded_batches(store, loop, clock, forgotten):
     count = 10 * FORGET_BATCH + 1
     for i in range(count):
         keep(store, b"%d" % i)
@@ -261,7 +261,7 @@ def test_thousands_due_at_once_go_in_bounded_batches_and_all_of_them(store, loop
     assert len(store) == 0
 
 
-def test_one_timer_is_enough_for_any_number_of_records(store, loop):
+def test_one_timer_serves_any_number_of_records(store, loop):
     for i in range(1000):
         keep(store, b"%d" % i)
     for i in range(1000):
@@ -270,7 +270,7 @@ def test_one_timer_is_enough_for_any_number_of_records(store, loop):
     assert loop.timers() == 1
 
 
-def test_when_all_are_gone_no_timer_is_left(store, loop):
+def test_no_timer_is_left_when_all_records_are_gone(store, loop):
     for i in range(1000):
         keep(store, b"%d" % i)
     loop.run()
@@ -278,14 +278,14 @@ def test_when_all_are_gone_no_timer_is_left(store, loop):
     assert len(store) == 0
 
 
-def test_a_store_in_which_nothing_is_kept_does_not_wake_the_loop_for_ever(store, loop, clock):
+def test_empty_store_does_not_keep_waking_the_loop(store, loop, clock):
     keep(store, b"a")
     answer(store.open, b"a")
     pass_time(loop, clock, 10 * RETENTION)
     assert loop.timers() == 0
 
 
-def test_a_closed_store_leaves_no_timer_behind(store, loop, forgotten):
+def test_closed_store_leaves_no_timer_behind(store, loop, forgotten):
     keep(store, b"a")
     store.close()
     assert loop.timers() == 0
@@ -293,12 +293,12 @@ def test_a_closed_store_leaves_no_timer_behind(store, loop, forgotten):
     assert forgotten == []
 
 
-def test_an_unused_store_can_be_closed(store, loop):
+def test_unused_store_can_be_closed(store, loop):
     store.close()
     assert loop.timers() == 0
 
 
-def test_a_retained_record_takes_less_than_300_bytes(make_store):
+def test_retained_record_takes_less_than_300_bytes(make_store):
     store = make_store()
     count = 12000  # where dicts have just grown: the worst of it
     generator = random.Random(1)
@@ -313,7 +313,7 @@ def test_a_retained_record_takes_less_than_300_bytes(make_store):
     assert used / count < 300
 
 
-def test_openings_again_and_again_of_one_record_leave_no_trace(store, loop):
+def test_reopening_one_record_for_long_leaves_no_trace(store, loop):
     """Deadlines that are moved must not pile up behind it."""
     keep(store, b"a")
     tracemalloc.start()

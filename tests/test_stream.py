@@ -58,7 +58,7 @@ class MadeConnection:
 
 @lesson(1)
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-def test_accept_goes_on_without_files_or_buffers(code):
+def test_listener_rests_when_files_or_buffers_run_out(code):
     """Lesson 1."""
     rests = []
     first = MadeConnection()
@@ -69,7 +69,7 @@ def test_accept_goes_on_without_files_or_buffers(code):
 
 @lesson(2)
 @pytest.mark.parametrize("code", [errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN])
-def test_accept_is_ended_by_a_connection_that_is_gone(code):
+def test_connection_gone_before_accept_does_not_stop_accepting(code):
     """Lesson 2."""
     good = MadeConnection()
     waiting = MadeQueue(code, code, good)
@@ -78,7 +78,7 @@ def test_accept_is_ended_by_a_connection_that_is_gone(code):
 
 
 @lesson(3)
-def test_accept_has_no_bound():
+def test_accepts_and_failures_per_turn_are_bounded():
     """Lesson 3: neither for connections nor for failures."""
     crowd = MadeQueue(*[MadeConnection() for _ in range(1000)])
     assert 16 <= len(list(module.accept(crowd, boom))) <= 256
@@ -88,7 +88,7 @@ def test_accept_has_no_bound():
 
 
 @lesson(3)
-def test_two_hundred_connects_starve_a_client_or_wait_long(loop, listener, client_of, make_pair):
+def test_two_hundred_connects_leave_time_for_a_connected_client(loop, listener, client_of, make_pair):
     """Lesson 3: a turn takes some of them, and then serves the client that is there."""
     handler = Recorder(echo)
     _, peer = make_pair(handler)
@@ -105,7 +105,7 @@ def test_two_hundred_connects_starve_a_client_or_wait_long(loop, listener, clien
 
 
 @lesson(1)
-def test_listener_spins_without_files():
+def test_listener_without_files_does_not_spin():
     """Lesson 1: with the process's files all taken, and one given back later."""
     turns, waiting, served = run_python("""
 import os, resource, socket
@@ -137,7 +137,7 @@ print(len(accepted))
 
 
 @lesson(1)
-def test_resting_listener_is_watched_or_forgotten(loop, clock, listener, client_of, monkeypatch):
+def test_resting_listener_is_unwatched_and_returns_by_its_timer(loop, clock, listener, client_of, monkeypatch):
     """Lesson 1: it comes back by its timer, and not if it was closed meanwhile."""
     starving = [True]
     plain_accept = module.accept
@@ -163,7 +163,7 @@ def test_resting_listener_is_watched_or_forgotten(loop, clock, listener, client_
 
 
 @lesson(28)
-def test_closed_listener_accepts_or_takes_its_connections_along(loop, listener, client_of):
+def test_closed_listener_refuses_connections_and_keeps_accepted_ones(loop, listener, client_of):
     """Lesson 28: what was accepted lives on; what comes is refused."""
     client = client_of(listener)
     turn_until(loop, lambda: listener.accepted)
@@ -177,7 +177,7 @@ def test_closed_listener_accepts_or_takes_its_connections_along(loop, listener, 
     stream.abort()
 
 
-def test_listener_closed_by_a_connection_accepts_the_next(loop, client_of):
+def test_listener_closed_in_accepted_accepts_no_more(loop, client_of):
     accepted = []
 
     def only_one(connection):
@@ -194,7 +194,7 @@ def test_listener_closed_by_a_connection_accepts_the_next(loop, client_of):
 
 
 @lesson(25)
-def test_restart_fails_on_connections_in_time_wait(loop, listener, client_of):
+def test_restart_succeeds_with_connections_in_time_wait(loop, listener, client_of):
     """Lesson 25."""
     client = client_of(listener)
     turn_until(loop, lambda: listener.accepted)
@@ -206,7 +206,7 @@ def test_restart_fails_on_connections_in_time_wait(loop, listener, client_of):
     again.close()
 
 
-def test_second_listener_takes_the_port_of_a_first(loop, listener):
+def test_second_listener_on_a_port_is_refused(loop, listener):
     with pytest.raises(OSError) as caught:
         listen(loop, listener.address[0], listener.address[1], boom)
     assert caught.value.errno == errno.EADDRINUSE
@@ -214,7 +214,7 @@ def test_second_listener_takes_the_port_of_a_first(loop, listener):
 
 @lesson(26)
 @needs_ipv6
-def test_one_family_keeps_the_other_off_the_port(loop, client_of):
+def test_both_families_share_the_port(loop, client_of):
     """Lesson 26: a socket for each family, both with the same free port."""
     accepted = []
     listeners = listen(loop, "", 0, accepted.append)
@@ -232,7 +232,7 @@ def test_one_family_keeps_the_other_off_the_port(loop, client_of):
 
 
 @pytest.mark.parametrize("missing", [0, 1])
-def test_family_that_the_kernel_lacks_ends_the_server(loop, monkeypatch, missing):
+def test_family_that_the_kernel_lacks_is_left_out(loop, monkeypatch, missing):
     plain = module.listening_socket
     calls = []
 
@@ -248,7 +248,7 @@ def test_family_that_the_kernel_lacks_ends_the_server(loop, monkeypatch, missing
     listener.close()
 
 
-def test_address_that_cannot_be_had_is_not_told(loop, monkeypatch):
+def test_address_that_cannot_be_bound_is_an_error(loop, monkeypatch):
     """Also when another was had: that one is given back."""
     taken = socket.socket()
     taken.bind(ANY_PORT)
@@ -259,7 +259,7 @@ def test_address_that_cannot_be_had_is_not_told(loop, monkeypatch):
     assert len(loop.poller.selector.get_map()) == 0
 
 
-def test_host_that_is_not_ascii_needs_a_codec(loop):
+def test_host_that_is_not_ascii_needs_no_codec(loop):
     for call in (lambda: listen(loop, "b\xfccher", 0, boom), lambda: connect(loop, "b\xfccher", 1, Recorder())):
         with pytest.raises(OSError) as caught:
             call()
@@ -267,7 +267,7 @@ def test_host_that_is_not_ascii_needs_a_codec(loop):
 
 
 @lesson(27)
-def test_small_answers_wait_for_the_peers_acknowledgement(loop, listener, client_of):
+def test_small_answers_do_not_wait_for_an_acknowledgement(loop, listener, client_of):
     """Lesson 27: at both ends; what is accepted has it from the listener, or gets it."""
     handler = Recorder()
     connect(loop, listener.address[0], listener.address[1], handler)
@@ -289,7 +289,7 @@ def closed_port():
 
 
 @lesson(24)
-def test_connection_is_told_before_it_stands_or_never(loop, listener):
+def test_connected_is_called_once_the_connection_stands(loop, listener):
     """Lesson 24."""
     handler = Recorder(echo)
     connect(loop, listener.address[0], listener.address[1], handler)
@@ -304,7 +304,7 @@ def test_connection_is_told_before_it_stands_or_never(loop, listener):
 
 
 @lesson(24)
-def test_refused_connection_is_not_told(loop, closed_port):
+def test_refused_connection_is_reported(loop, closed_port):
     """Lesson 24."""
     handler = Recorder()
     connect(loop, closed_port[0], closed_port[1], handler)
@@ -316,7 +316,7 @@ def test_refused_connection_is_not_told(loop, closed_port):
 
 
 @lesson(24)
-def test_second_address_is_not_tried(loop, listener, closed_port, monkeypatch):
+def test_second_address_is_tried_when_the_first_fails(loop, listener, closed_port, monkeypatch):
     """Lesson 24: `localhost` has two, and the server may be at one. A family may be missing altogether."""
     addresses = [(socket.AF_INET, closed_port), (-1, closed_port), (socket.AF_INET, listener.address)]
     monkeypatch.setattr(module, "resolve", lambda *_: addresses)
@@ -329,7 +329,7 @@ def test_second_address_is_not_tried(loop, listener, closed_port, monkeypatch):
 
 @lesson(24)
 @needs_ipv6
-def test_localhost_with_an_ipv4_server_is_refused(loop, listener, monkeypatch):
+def test_localhost_reaches_a_server_that_has_only_ipv4(loop, listener, monkeypatch):
     """Lesson 24."""
     port = listener.address[1]
     monkeypatch.setattr(module, "resolve",
@@ -342,7 +342,7 @@ def test_localhost_with_an_ipv4_server_is_refused(loop, listener, monkeypatch):
 
 
 @lesson(24)
-def test_no_address_at_all_is_not_told(loop, monkeypatch):
+def test_host_without_an_address_is_reported(loop, monkeypatch):
     """Lesson 24."""
     monkeypatch.setattr(module, "resolve", lambda *_: [])
     handler = Recorder()
@@ -353,7 +353,7 @@ def test_no_address_at_all_is_not_told(loop, monkeypatch):
 
 
 @lesson(24)
-def test_client_meets_itself_on_a_free_port(loop, sockets, monkeypatch):
+def test_client_never_connects_to_itself(loop, sockets, monkeypatch):
     """Lesson 24: a connect to a free local port can be given that very port as its own."""
     itself = socket.socket()
     sockets.append(itself)
@@ -369,7 +369,7 @@ def test_client_meets_itself_on_a_free_port(loop, sockets, monkeypatch):
 
 
 @pytest.mark.parametrize("turns", [0, 1])
-def test_connection_given_up_is_told(loop, listener, turns):
+def test_connection_given_up_is_not_reported(loop, listener, turns):
     handler = Recorder()
     connector = connect(loop, listener.address[0], listener.address[1], handler)
     if turns:
@@ -382,7 +382,7 @@ def test_connection_given_up_is_told(loop, listener, turns):
 
 
 @lesson(23)
-def test_exception_in_connected_leaves_the_connection(loop, listener):
+def test_exception_in_connected_closes_the_connection(loop, listener):
     """Lesson 23."""
     handler = Recorder()
     handler.connected = boom
@@ -397,7 +397,7 @@ def test_exception_in_connected_leaves_the_connection(loop, listener):
 
 
 @lesson(4)
-def test_writability_is_asked_for_without_need(loop, pair):
+def test_writability_is_not_watched_when_all_was_sent(loop, pair):
     """Lesson 4: what the kernel takes at once needs no event."""
     stream, peer = pair
     stream.write(b"hello")
@@ -408,7 +408,7 @@ def test_writability_is_asked_for_without_need(loop, pair):
 
 
 @lesson(4)
-def test_writability_is_asked_for_after_the_remainder_has_gone(loop, make_pair):
+def test_writability_is_watched_only_while_output_remains(loop, make_pair):
     """Lesson 4."""
     stream, peer = make_pair(buffers=SMALL)
     data = bytes(range(256)) * 1000
@@ -422,7 +422,7 @@ def test_writability_is_asked_for_after_the_remainder_has_gone(loop, make_pair):
     assert is_idle(loop)
 
 
-def test_write_of_nothing_is_a_system_call_or_an_event(loop, pair):
+def test_writing_nothing_makes_no_system_call_and_no_event(loop, pair):
     stream, peer = pair
     stream.write(b"")
     assert not loop.attention
@@ -433,7 +433,7 @@ def test_write_of_nothing_is_a_system_call_or_an_event(loop, pair):
 
 
 @lesson(27)
-def test_what_is_written_in_one_turn_goes_in_several_sends(loop, make_pair):
+def test_writes_of_one_turn_go_out_in_one_send(loop, make_pair):
     """Lesson 27: however it was written, and from where."""
     handler = Recorder(lambda stream: [stream.write(b"%d" % i) for i in range(5)] and None)
     stream, peer = make_pair(handler)
@@ -445,7 +445,7 @@ def test_what_is_written_in_one_turn_goes_in_several_sends(loop, make_pair):
     assert peer.recv(10) == b"01234!"
 
 
-def test_answers_of_more_streams_than_are_settled_together_wait_for_the_end_of_the_turn(loop, make_pair):
+def test_answers_of_many_streams_go_out_before_the_turn_ends(loop, make_pair):
     """Or they would take memory by the thousand: a stream's answer goes with those of SETTLE_AFTER at the latest."""
     waiting = []
 
@@ -463,7 +463,7 @@ def test_answers_of_more_streams_than_are_settled_together_wait_for_the_end_of_t
     assert all(peer.recv(10) == b"?" for peer in peers)
 
 
-def test_written_buffer_may_not_be_changed_afterwards(loop, make_pair):
+def test_written_buffer_may_be_changed_afterwards(loop, make_pair):
     """What is owed is a copy."""
     stream, peer = make_pair(buffers=SMALL)
     data = bytearray(b"a" * 200000)
@@ -473,7 +473,7 @@ def test_written_buffer_may_not_be_changed_afterwards(loop, make_pair):
 
 
 @lesson(17)
-def test_reader_of_much_gets_it_all_in_one_turn(loop, make_pair):
+def test_output_sent_in_one_turn_is_bounded(loop, make_pair):
     """Lesson 17: one send a turn, of a bounded size."""
     stream, peer = make_pair()
     stream.write(b"x" * 30000000)
@@ -507,7 +507,7 @@ def unread_requests(loop, stream, peer, requests):
 
 
 @lesson(19)
-def test_client_that_never_reads_fills_the_memory(loop, make_pair):
+def test_client_that_never_reads_takes_bounded_memory(loop, make_pair):
     """Lesson 19."""
     answer = b"x" * 30000
     handler = Recorder(lambda stream: stream.write(answer * len(stream.input)) or setattr(stream, "input", b""))
@@ -521,7 +521,7 @@ def test_client_that_never_reads_fills_the_memory(loop, make_pair):
 
 
 @lesson(19)
-def test_reading_goes_on_and_off_at_one_mark(loop, make_pair):
+def test_reading_stops_at_the_high_mark_and_resumes_at_the_low_one(loop, make_pair):
     """Lesson 19: over the high mark it stops, and only under the low one it begins again."""
     handler = Recorder(lambda stream: stream.write(b"x" * 30000) or setattr(stream, "input", b""))
     stream, peer = make_pair(handler, buffers=SMALL)
@@ -535,7 +535,7 @@ def test_reading_goes_on_and_off_at_one_mark(loop, make_pair):
 
 @lesson(19)
 @pytest.mark.parametrize("size", [30000, 3000000])
-def test_handler_with_more_to_say_to_a_client_that_never_reads_spins(loop, make_pair, size):
+def test_client_that_never_reads_does_not_make_its_handler_spin(loop, make_pair, size):
     """Lessons 10 and 19: what it left in the buffer waits until the client reads, and so does what the kernel has."""
     answers = []
 
@@ -560,7 +560,7 @@ def test_handler_with_more_to_say_to_a_client_that_never_reads_spins(loop, make_
 
 
 @lesson(17)
-def test_flooder_holds_up_the_others(loop, make_pair):
+def test_flooder_does_not_delay_the_others(loop, make_pair):
     """Lesson 17: a turn takes a bounded number of its bytes, and the others are served in the same turn."""
     sizes = []
 
@@ -582,7 +582,7 @@ def test_flooder_holds_up_the_others(loop, make_pair):
 
 
 @lesson(18)
-def test_messages_left_in_the_buffer_wait_for_more_input(loop, clock, make_pair):
+def test_messages_left_in_the_buffer_need_no_more_input(loop, clock, make_pair):
     """Lesson 18: select does not see them."""
 
     def one_a_turn(stream):
@@ -606,7 +606,7 @@ def test_messages_left_in_the_buffer_wait_for_more_input(loop, clock, make_pair)
 
 
 @lesson(18)
-def test_messages_left_in_the_buffer_are_lost_at_the_end_of_input(loop, make_pair):
+def test_messages_left_in_the_buffer_survive_the_end_of_input(loop, make_pair):
     """Lessons 5 and 18."""
 
     def one_a_turn(stream):
@@ -623,7 +623,7 @@ def test_messages_left_in_the_buffer_are_lost_at_the_end_of_input(loop, make_pai
     assert read_to_end(loop, peer) == b"abcdefghij"
 
 
-def test_input_overtakes_what_is_left_in_the_buffer(loop, make_pair):
+def test_new_input_stays_behind_what_is_left_in_the_buffer(loop, make_pair):
     def one_a_turn(stream):
         seen.append(bytes(stream.input[:1]))
         stream.input = stream.input[1:]
@@ -640,7 +640,7 @@ def test_input_overtakes_what_is_left_in_the_buffer(loop, make_pair):
 
 
 @lesson(18)
-def test_stream_closed_while_it_is_to_be_taken_up_is_called(loop, make_pair):
+def test_stream_closed_before_its_resumption_is_not_called(loop, make_pair):
     """Lessons 9 and 18."""
     handlers = [Recorder(lambda stream: stream.resume()), Recorder(lambda stream: stream.resume())]
     pairs = [make_pair(handler) for handler in handlers]
@@ -654,7 +654,7 @@ def test_stream_closed_while_it_is_to_be_taken_up_is_called(loop, make_pair):
         assert handler.events == ["received", "closed"]
 
 
-def test_hold_reads_on_or_is_not_ended_by_resume(loop, make_pair):
+def test_paused_stream_is_not_read_until_resumed(loop, make_pair):
     handler = Recorder(lambda stream: stream.pause())
     stream, peer = make_pair(handler)
     peer.send(b"ab")
@@ -670,7 +670,7 @@ def test_hold_reads_on_or_is_not_ended_by_resume(loop, make_pair):
 
 
 @lesson(20)
-def test_input_without_an_end_fills_the_memory(loop, make_pair):
+def test_endless_message_takes_bounded_memory(loop, make_pair):
     """Lesson 20: the bound is the reactor's, whatever the handler does."""
     sizes = []
     handler = Recorder(lambda stream: sizes.append(len(stream.input)))
@@ -691,7 +691,7 @@ def test_input_without_an_end_fills_the_memory(loop, make_pair):
 
 
 @lesson(21)
-def test_byte_at_a_time_copies_the_buffer_for_each(loop, make_pair):
+def test_single_bytes_are_added_without_copying_the_buffer(loop, make_pair):
     """Lesson 21: the buffer is one object that grows in place, so many small reads stay linear."""
     buffers = []
 
@@ -714,7 +714,7 @@ def test_byte_at_a_time_copies_the_buffer_for_each(loop, make_pair):
 
 
 @lesson(5)
-def test_end_of_input_cuts_the_answer_short(loop, make_pair):
+def test_answer_is_sent_whole_after_the_end_of_input(loop, make_pair):
     """Lesson 5: it is the end of one direction. The rest is flushed, without a busy turn."""
     answer = bytes(range(256)) * 20000
 
@@ -733,7 +733,7 @@ def test_end_of_input_cuts_the_answer_short(loop, make_pair):
 
 
 @lesson(5)
-def test_end_of_input_spins(loop, make_pair):
+def test_end_of_input_does_not_spin(loop, make_pair):
     """Lesson 5: it stays readable for ever."""
     handler = Recorder()
     stream, peer = make_pair(handler)
@@ -750,7 +750,7 @@ def test_end_of_input_spins(loop, make_pair):
 
 
 @lesson(5)
-def test_reset_after_the_end_of_input_is_not_told(loop, make_pair):
+def test_reset_after_the_end_of_input_is_reported(loop, make_pair):
     """Lesson 5: the answer is still on its way, and the connection is over."""
     handler = Recorder(lambda stream: stream.write(b"x" * 1000000))
     stream, peer = make_pair(handler, buffers=SMALL)
@@ -763,7 +763,7 @@ def test_reset_after_the_end_of_input_is_not_told(loop, make_pair):
 
 
 @lesson(5)
-def test_send_that_fails_after_the_end_of_input_is_not_told(loop, make_pair):
+def test_failed_send_after_the_end_of_input_is_reported(loop, make_pair):
     """Lesson 5: there is no more to read, so nothing else would ever tell."""
     handler = Recorder(lambda stream: stream.pause())
     stream, peer = make_pair(handler)
@@ -784,7 +784,7 @@ def close_with_error(stream):
 
 @lesson(6)
 @pytest.mark.parametrize("then", ["end", "more"])
-def test_last_words_are_lost_when_there_is_input_unread(loop, make_pair, then):
+def test_last_message_arrives_though_input_is_unread(loop, make_pair, then):
     """Lesson 6: the kernel answers with a reset, which destroys them, unless the input is read to its end."""
     handler = Recorder(close_with_error)
     _, peer = make_pair(handler)
@@ -803,7 +803,7 @@ def test_last_words_are_lost_when_there_is_input_unread(loop, make_pair, then):
 
 
 @lesson(6)
-def test_last_words_are_lost_behind_a_long_answer(loop, make_pair):
+def test_last_message_arrives_behind_a_long_answer(loop, make_pair):
     """Lesson 6: close() flushes all that is owed, while input still comes."""
     answer = b"x" * 3000000
 
@@ -817,7 +817,7 @@ def test_last_words_are_lost_behind_a_long_answer(loop, make_pair):
 
 
 @lesson(6)
-def test_closing_stream_waits_for_ever_for_its_peer(loop, clock, pair, handler):
+def test_closing_stream_waits_for_its_peer_until_a_deadline(loop, clock, pair, handler):
     """Lesson 6: there is a deadline ..."""
     stream, peer = pair
     stream.close()
@@ -832,7 +832,7 @@ def test_closing_stream_waits_for_ever_for_its_peer(loop, clock, pair, handler):
 
 
 @lesson(6)
-def test_closing_stream_reads_for_ever(loop, make_pair, monkeypatch):
+def test_closing_stream_discards_a_bounded_amount(loop, make_pair, monkeypatch):
     """Lesson 6: ... and a cap on what is thrown away."""
     monkeypatch.setattr(module, "LINGER_BYTES", 1000000)
     handler = Recorder()
@@ -853,7 +853,7 @@ def test_closing_stream_reads_for_ever(loop, make_pair, monkeypatch):
 
 
 @lesson(6)
-def test_closing_stream_hands_on_input(loop, pair, handler):
+def test_closing_stream_hands_on_no_input(loop, pair, handler):
     """Lesson 6."""
     stream, peer = pair
     stream.close()
@@ -863,7 +863,7 @@ def test_closing_stream_hands_on_input(loop, pair, handler):
     assert handler.events == ["closed"]
 
 
-def test_close_with_nothing_more_expected_waits_for_the_peer(loop, make_pair):
+def test_close_with_nothing_more_expected_does_not_wait(loop, make_pair):
     """`expect_more=False` saves it, once all is sent."""
     handler = Recorder()
     stream, peer = make_pair(handler)
@@ -878,7 +878,7 @@ def test_close_with_nothing_more_expected_waits_for_the_peer(loop, make_pair):
 
 @pytest.mark.parametrize("expect_more", [False, True])
 @pytest.mark.skipif(not module.MORE_FOLLOWS, reason="needs MSG_MORE and tcp_info of Linux")
-def test_last_answer_and_the_end_take_a_segment_each(loop, make_pair, expect_more):
+def test_last_answer_and_the_end_share_a_segment(loop, make_pair, expect_more):
     """One less to send, and one less to lose."""
 
     def segments_in():
@@ -895,7 +895,7 @@ def test_last_answer_and_the_end_take_a_segment_each(loop, make_pair, expect_mor
     assert segments_in() - before == 1
 
 
-def test_close_with_nothing_more_expected_loses_what_is_owed(loop, make_pair):
+def test_close_with_nothing_more_expected_sends_all_output(loop, make_pair):
     answer = b"x" * 3000000
     handler = Recorder()
     stream, peer = make_pair(handler)
@@ -906,7 +906,7 @@ def test_close_with_nothing_more_expected_loses_what_is_owed(loop, make_pair):
 
 
 @lesson(6)
-def test_close_believes_that_nothing_more_comes_where_something_has_come(loop, make_pair):
+def test_close_waits_for_the_peer_when_input_is_left(loop, make_pair):
     """Lesson 6: input that the handler did not take is a sign of more."""
 
     def last_words(stream):
@@ -919,7 +919,7 @@ def test_close_believes_that_nothing_more_comes_where_something_has_come(loop, m
 
 
 @lesson(7)
-def test_reason_that_the_peer_gave_is_lost_when_a_send_fails(loop, make_pair):
+def test_error_sent_by_the_peer_is_read_when_a_send_fails(loop, make_pair):
     """Lesson 7: it closed with our input unread, so the send fails; its ERR was there before."""
     handler = Recorder()
     stream, peer = make_pair(handler)
@@ -940,7 +940,7 @@ def test_reason_that_the_peer_gave_is_lost_when_a_send_fails(loop, make_pair):
 
 
 @lesson(7)
-def test_reason_that_the_peer_gave_is_lost_when_a_flush_fails(loop, make_pair):
+def test_error_sent_by_the_peer_is_read_when_a_flush_fails(loop, make_pair):
     """Lesson 7: the same in the midst of a long upload."""
     handler = Recorder()
     stream, peer = make_pair(handler, buffers=SMALL)
@@ -954,7 +954,7 @@ def test_reason_that_the_peer_gave_is_lost_when_a_flush_fails(loop, make_pair):
 
 
 @lesson(8)
-def test_stale_event_of_a_closed_stream_does_not_reach_the_new_owner_of_its_number(loop, connected_sockets):
+def test_stale_event_never_reaches_the_new_owner_of_a_file_number(loop, connected_sockets):
     """Lesson 8: both are readable in one turn; the first closes the other, and a new one takes its number."""
     new_handler = Recorder()
     streams, new = [], []
@@ -989,7 +989,7 @@ def test_stale_event_of_a_closed_stream_does_not_reach_the_new_owner_of_its_numb
 @lesson(9)
 @pytest.mark.parametrize("first", ["close", "abort"])
 @pytest.mark.parametrize("second", ["close", "abort"])
-def test_closing_twice_is_told_twice(loop, pair, handler, first, second):
+def test_closed_is_called_once(loop, pair, handler, first, second):
     """Lesson 9."""
     stream, peer = pair
     getattr(stream, first)()
@@ -1008,7 +1008,7 @@ def test_closing_twice_is_told_twice(loop, pair, handler, first, second):
 @lesson(9)
 @pytest.mark.parametrize("way", ["close", "abort"])
 @pytest.mark.parametrize("then", [None, "resume", "pause"])
-def test_stream_closed_by_its_own_handler_is_used_further(loop, make_pair, way, then):
+def test_stream_closed_by_its_own_handler_is_left_alone(loop, make_pair, way, then):
     """Lesson 9."""
 
     def close(stream):
@@ -1030,7 +1030,7 @@ def test_stream_closed_by_its_own_handler_is_used_further(loop, make_pair, way, 
 
 
 @lesson(9)
-def test_socket_is_closed_before_it_is_unregistered(loop, pair, monkeypatch):
+def test_socket_is_unregistered_before_it_is_closed(loop, pair, monkeypatch):
     """Lesson 9: its number would be -1 then, and a forked copy would be watched for ever."""
     stream, peer = pair
     numbers = []
@@ -1040,7 +1040,7 @@ def test_socket_is_closed_before_it_is_unregistered(loop, pair, monkeypatch):
     assert numbers and numbers[0] >= 0
 
 
-def test_abort_does_not_reset_or_passes_no_error_on(loop, pair, handler):
+def test_abort_resets_the_connection_and_passes_its_error_on(loop, pair, handler):
     stream, peer = pair
     error = OSError(errno.ETIMEDOUT, "late")
     stream.abort(error)
@@ -1049,7 +1049,7 @@ def test_abort_does_not_reset_or_passes_no_error_on(loop, pair, handler):
         peer.recv(1)
 
 
-def test_reset_is_not_told(loop, pair, handler):
+def test_reset_is_reported(loop, pair, handler):
     stream, peer = pair
     reset(peer)
     turn_until(loop, lambda: handler.closed_times)
@@ -1059,7 +1059,7 @@ def test_reset_is_not_told(loop, pair, handler):
 
 @lesson(10)
 @pytest.mark.parametrize("owed", [0, 1000000])
-def test_reset_of_a_paused_connection_spins(loop, make_pair, owed):
+def test_reset_of_a_paused_connection_does_not_spin(loop, make_pair, owed):
     """Lesson 10: HUP and ERR come whatever is watched, unless nothing is registered. It is told after the pause."""
     handler = Recorder(lambda stream: stream.pause())
     stream, peer = make_pair(handler, buffers=SMALL)
@@ -1077,7 +1077,7 @@ def test_reset_of_a_paused_connection_spins(loop, make_pair, owed):
 
 
 @lesson(10)
-def test_reset_of_a_connection_with_a_full_output_spins(loop, make_pair):
+def test_reset_of_a_connection_with_a_full_output_does_not_spin(loop, make_pair):
     """Lessons 10 and 19: it is not read while it is over its mark."""
     handler = Recorder()
     stream, peer = make_pair(handler, buffers=SMALL)

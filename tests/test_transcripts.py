@@ -85,14 +85,14 @@ Received: ERR,Client-id: 123e4567-e89b-12d3-a456-426614174000 does not exist;
 WITH_ID = "--client_id", CLIENT_ID
 
 
-def test_a_new_sequence_prints_transcript_1_and_the_same_id_again_transcript_2(programs):
+def test_new_sequence_prints_transcript_1_and_a_reused_id_prints_2(programs):
     server = programs.server()
     assert programs.client("NEW", 5, server.port, *WITH_ID) == (0, TRANSCRIPT_1, "")
     assert programs.client("NEW", 5, server.port, *WITH_ID) == (3, TRANSCRIPT_2, "")
     assert server.stop() == (0, "Listening on 127.0.0.1:%d\n" % server.port, "")
 
 
-def test_a_continue_after_the_end_skips_all_and_a_refused_new_in_between_changes_nothing(programs):
+def test_continue_after_the_end_skips_all_even_after_a_refused_new(programs):
     server = programs.server()
     first = programs.client("NEW", 10, server.port, *WITH_ID)
     assert first == (0, "".join(transcript(10)), "")
@@ -102,7 +102,7 @@ def test_a_continue_after_the_end_skips_all_and_a_refused_new_in_between_changes
     assert programs.client("CONTINUE", server.port) == (0, TRANSCRIPT_4, "")
 
 
-def test_a_sequence_dropped_by_the_session_timeout_is_continued_to_exactly_the_right_end(programs):
+def test_sequence_dropped_by_the_timeout_is_continued_to_its_end(programs):
     server = programs.server("--session-timeout", 0.05)
     whole = "".join(transcript(10000))
     ended = programs.client("NEW", 10000, server.port, *WITH_ID)
@@ -129,11 +129,11 @@ Checksum (589f9ca74cb5ea9a32eddd14840d5b64) is valid!
 """)
 
 
-def test_the_batches_around_the_drop_of_transcript_3_are_those_of_the_contract():
+def test_batches_around_the_drop_are_those_of_transcript_3():
     assert batches_of(10000)[630] == [54, 94, 94, 19, 96]
 
 
-def test_a_sequence_is_purged_after_its_retention_and_the_server_says_so(programs):
+def test_sequence_is_purged_after_its_retention_and_that_is_logged(programs):
     server = programs.server("--retention", 0.3)
     began = time.monotonic()
     assert programs.client("NEW", 5, server.port, *WITH_ID).status == 0
@@ -144,7 +144,7 @@ def test_a_sequence_is_purged_after_its_retention_and_the_server_says_so(program
     assert programs.client("NEW", 5, server.port, *WITH_ID) == (0, TRANSCRIPT_1, "")
 
 
-def test_the_clocks_are_one_second_and_thirty_by_default():
+def test_default_timeouts_are_1_and_30_seconds():
     from numseq import server
 
     settings = server.parse_arguments(["5000"], "server.py")
@@ -160,12 +160,12 @@ def test_other_counts_and_batches_have_the_same_transcript(programs, port, n, ba
     assert ended == (0, "".join(transcript(n, batch, client_id, -(-n // batch))), "")
 
 
-def test_an_id_in_upper_case_is_one_too(programs, port):
+def test_id_in_upper_case_is_accepted(programs, port):
     client_id = str(uuid.uuid4()).upper()
     assert programs.client("NEW", 7, port, "--client_id", client_id).out == "".join(transcript(7, 5, client_id))
 
 
-def test_without_test_mode_a_continue_agrees_with_its_new_but_nothing_follows_from_the_id(programs):
+def test_continue_agrees_with_its_new_without_test_mode(programs):
     server = programs.server(test_mode=False)
     other = programs.server(test_mode=False)
     results = []
@@ -179,7 +179,7 @@ def test_without_test_mode_a_continue_agrees_with_its_new_but_nothing_follows_fr
     assert len(set(results)) == 3, "a sequence follows from its id"
 
 
-def test_without_client_id_every_new_has_a_new_random_uuid(programs, port):
+def test_every_new_sequence_without_an_id_has_a_random_uuid(programs, port):
     names = [re.search("INIT,([^,]+),", programs.client("NEW", 1, port).out).group(1) for _ in range(2)]
     assert len(set(names)) == 2
     assert all(uuid.UUID(name).version == 4 and str(uuid.UUID(name)) == name for name in names)
@@ -202,7 +202,7 @@ def archive(tmp_path):
 
 @pytest.mark.parametrize("package", [False, True])
 @pytest.mark.parametrize("zipped", [False, True])
-def test_the_programs_run_as_modules_and_from_a_zip(programs, tmp_path, archive, package, zipped):
+def test_programs_run_as_modules_and_from_a_zip(programs, tmp_path, archive, package, zipped):
     path = archive if zipped else ROOT
     find = (lambda name: ("-m", "numseq", name)) if package else module
     server = programs.server(cwd=tmp_path, run=find("server"), variables={"PYTHONPATH": path})
@@ -217,7 +217,7 @@ def test_the_programs_run_as_modules_and_from_a_zip(programs, tmp_path, archive,
     (os.path.join(ROOT, "tests"), script("client")),
     (ROOT, ("numseq", "client")),
 ])
-def test_the_client_runs_as_a_file_from_any_directory(programs, tmp_path, port, cwd, run):
+def test_client_runs_as_a_file_from_any_directory(programs, tmp_path, port, cwd, run):
     client_id = str(uuid.uuid4())
     state = tmp_path / "state"
     ended = programs.client("NEW", 5, port, "--client_id", client_id, "--state", state, run=run, cwd=cwd)
@@ -229,7 +229,7 @@ def test_the_client_runs_as_a_file_from_any_directory(programs, tmp_path, port, 
 
 
 @pytest.mark.parametrize("name", ["server", "client"])
-def test_without_arguments_a_program_says_how_to_use_it_and_ends_with_2(programs, name):
+def test_program_without_arguments_prints_its_usage_and_ends_with_2(programs, name):
     ended = programs.python(*script(name))
     assert ended.status == 2
     assert ended.out == ""
@@ -281,7 +281,7 @@ WRONG = [("server",) + arguments for arguments in [
 
 
 @pytest.mark.parametrize("arguments", WRONG, ids=lambda arguments: ascii(" ".join(arguments)))
-def test_a_wrong_command_line_gets_one_line_and_status_2(capsys, arguments):
+def test_wrong_command_line_gets_one_line_and_status_2(capsys, arguments):
     import importlib
 
     name, rest = arguments[0], list(arguments[1:])
@@ -294,19 +294,19 @@ def test_a_wrong_command_line_gets_one_line_and_status_2(capsys, arguments):
     assert err.startswith(name + ".py") and err.endswith(" -h)\n") and err.count("\n") == 1
 
 
-def test_a_wrong_command_line_is_told_by_the_process_too_and_leaves_no_state(programs, tmp_path, port):
+def test_wrong_command_line_of_a_process_leaves_no_state(programs, tmp_path, port):
     ended = programs.client("NEW", 65536, port)
     assert (ended.status, ended.out) == (2, "")
     assert ended.err == "client.py NEW: argument n: '65536' is not a number from 0 to 65535 (see client.py NEW -h)\n"
     assert os.listdir(str(tmp_path)) == []
 
 
-def test_an_unknown_command_of_the_package_gets_one_line_and_status_2(programs):
+def test_unknown_command_of_the_package_gets_one_line_and_status_2(programs):
     ended = programs.python("-m", "numseq", "fetch", PYTHONPATH=ROOT)
     assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
 
 
-def test_a_port_in_use_is_told_in_one_line(programs, port):
+def test_port_in_use_is_reported_in_one_line(programs, port):
     ended = programs.python(*(script("server") + (port,)))
     assert (ended.status, ended.out) == (1, "")
     assert re.match(r"server\.py: cannot listen on 127\.0\.0\.1:%d: .+\n\Z" % port, ended.err)
@@ -320,19 +320,19 @@ def closed_port():
         yield held.getsockname()[1]
 
 
-def test_a_refused_connection_is_told_in_one_line(programs, tmp_path, closed_port):
+def test_refused_connection_is_reported_in_one_line(programs, tmp_path, closed_port):
     assert programs.client("NEW", 5, closed_port) == (4, REFUSED, "")
     assert os.listdir(str(tmp_path)) == [], "a state was left for a sequence that there is not"
 
 
 @pytest.mark.parametrize("host", ["name.invalid", "\u00e9"])
-def test_a_host_that_is_none_is_told_in_one_line(programs, host):
+def test_invalid_host_is_reported_in_one_line(programs, host):
     ended = programs.client("NEW", 5, 5000, "--host", host, PYTHONIOENCODING="utf-8")
     assert (ended.status, ended.err) == (4, "")
     assert ended.out.startswith("ERROR: [Errno ") and ended.out.count("\n") == 1
 
 
-def test_no_state_to_continue_from_is_told_in_one_line(programs, port):
+def test_missing_state_is_reported_in_one_line(programs, port):
     assert programs.client("CONTINUE", port) == (
         2, "", "client.py: there is no state 'numseq.state' to continue from, begin with NEW\n")
 
@@ -341,7 +341,7 @@ def test_no_state_to_continue_from_is_told_in_one_line(programs, port):
 
 
 @pytest.mark.parametrize("run", [("-m", "numseq"), ("numseq",)])
-def test_the_demonstration_shows_the_cut_and_ends_with_a_checksum_that_held(programs, run):
+def test_demo_shows_the_cut_and_ends_with_a_verified_checksum(programs, run):
     began = time.monotonic()
     ended = programs.python(*run, cwd=ROOT)
     assert time.monotonic() - began < 3
@@ -356,7 +356,7 @@ def test_the_demonstration_shows_the_cut_and_ends_with_a_checksum_that_held(prog
     assert re.match(r"Checksum \([0-9a-f]{32}\) is valid!\Z", said[-1])
 
 
-def test_the_demonstration_ends_with_1_where_the_checksum_did_not_hold(capsys, monkeypatch):
+def test_demo_ends_with_1_when_the_checksum_is_wrong(capsys, monkeypatch):
     class Forgetful(demo.MemoryStore):
         def open(self, client_id, done):
             done(None, MISSING)
@@ -366,7 +366,7 @@ def test_the_demonstration_ends_with_1_where_the_checksum_did_not_hold(capsys, m
     assert capsys.readouterr().out.splitlines()[-1].endswith("does not exist;")
 
 
-def test_the_demonstration_ends_without_a_traceback_where_nobody_reads_it(programs):
+def test_demo_ends_without_a_traceback_when_its_reader_leaves(programs):
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -377,7 +377,7 @@ def test_the_demonstration_ends_without_a_traceback_where_nobody_reads_it(progra
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_the_demonstration_says_in_one_line_that_it_cannot_be_shown(programs):
+def test_demo_reports_in_one_line_that_it_cannot_run(programs):
     with open("/dev/full", "wb") as full:
         ended = programs.python("-m", "numseq", cwd=ROOT, out=full)
     assert (ended.status, ended.err) == (74, "python -m numseq: [Errno %d] %s\n" % (errno.ENOSPC, os.strerror(errno.ENOSPC)))
