@@ -121,6 +121,12 @@ def pair(make_pair, handler):
 
 
 @pytest.fixture
+def forgotten():
+    """[(client id, when)] of all records that a store forgot, in order."""
+    return []
+
+
+@pytest.fixture
 def listener(loop):
     """A Listener on the loopback; `.accepted` are the sockets that came."""
     accepted = []

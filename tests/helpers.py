@@ -105,6 +105,12 @@ def turn_until(loop, predicate, turns=20000, seconds=10):
         selector.socket_wait = before
 
 
+def pass_time(loop, clock, seconds):
+    """Lets time pass and the timers run, and nothing more: later timers stay where they are."""
+    loop.call_at(clock() + seconds, loop.stop)
+    loop.run()
+
+
 class SpySocket:
     """A socket that remembers the system calls of a stream on it, and what each send was given."""
 

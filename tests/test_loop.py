@@ -15,7 +15,7 @@ import pytest
 
 from helpers import ANY_PORT, Recorder, TimeSelector, boom, echo, is_idle, read_from, read_to_end, turn_until
 from numseq import loop as reactor
-from numseq.loop import READ, Loop
+from numseq.loop import READ, WRITE, Loop, Poller
 from numseq.stream import Stream, connect, listen
 
 lesson = pytest.mark.lesson
@@ -423,6 +423,71 @@ def test_connect_with_a_file_number_too_high_is_reported(loop, listener):
     assert handler.events == ["closed"]
     assert handler.error.errno == errno.EMFILE
     assert connector._socket is None
+
+
+# ---- watching
+
+
+class Watched:
+    """An object that can be watched."""
+
+    interest = 0
+
+    def __init__(self, file):
+        self.file = file
+
+    def fileno(self):
+        return self.file.fileno()
+
+
+@pytest.fixture
+def poller():
+    poller = Poller(selectors.DefaultSelector())
+    yield poller
+    poller.close()
+
+
+def fail(*_):
+    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+
+@pytest.mark.parametrize("step, before", [("register", 0), ("modify", READ)])
+def test_failed_watching_leaves_nothing_watched(poller, connected_sockets, monkeypatch, step, before):
+    here, there = connected_sockets()
+    there.send(b"x")
+    watched = Watched(here)
+    poller.watch(watched, before)
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(poller.selector, step, fail)
+        poller.watch(watched, READ | WRITE)
+    assert (watched.interest, poller.watched, poller.wait(0)) == (0, {}, [])
+    poller.watch(watched, READ)
+    assert poller.wait(0) == [(watched, READ)]
+
+
+class FailingEpoll:
+    """The epoll object of a selector, which refuses every change."""
+
+    modify = staticmethod(fail)
+
+    def __init__(self, real):
+        self._real = real
+
+    def __getattr__(self, name):
+        return getattr(self._real, name)
+
+
+@pytest.mark.skipif(not hasattr(selectors, "EpollSelector"), reason="there is no epoll here")
+def test_change_that_epoll_refuses_leaves_nothing_watched(poller, connected_sockets, monkeypatch):
+    """EpollSelector.modify() forgets the file then, but the kernel does not."""
+    here, there = connected_sockets()
+    there.send(b"x")
+    watched = Watched(here)
+    poller.watch(watched, READ)
+    monkeypatch.setattr(poller.selector, "_selector", FailingEpoll(poller.selector._selector))
+    with pytest.raises(OSError):
+        poller.watch(watched, READ | WRITE)
+    assert (watched.interest, poller.watched, poller.wait(0)) == (0, {}, [])
 
 
 # ---- signals

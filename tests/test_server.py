@@ -18,6 +18,7 @@ from numseq.server import FAREWELLS_MOST, MESSAGES_MOST, Server, connections_lim
 from numseq.store import FAILED, FULL, RETENTION, Record
 from numseq.store_memory import MemoryStore
 from numseq.stream import LINGER_SECONDS
+from stores import RefusingStore, SlowStore
 
 ID = b"123e4567-e89b-12d3-a456-426614174000"
 OTHER_ID = b"00000000-0000-4000-8000-00000000000f"
@@ -25,56 +26,6 @@ FOR_EVER = 10.0 ** 6  # seconds, where a test is not about the session's time
 
 
 # ---- helpers
-
-
-class SlowStore:
-    """A store that answers when the test says so: `answers` are the answers that are due."""
-
-    def __init__(self, store):
-        self.store = store
-        self.answers = []
-        self.released = []
-        self.slow_release = False
-
-    def _later(self, done):
-        return lambda *answer: self.answers.append(lambda: done(*answer))
-
-    def create(self, client_id, record, done):
-        self.store.create(client_id, record, self._later(done))
-
-    def open(self, client_id, done):
-        self.store.open(client_id, self._later(done))
-
-    def release(self, client_id, done):
-        self.released.append(client_id)
-        self.store.release(client_id, self._later(done) if self.slow_release else done)
-
-    def answer(self):
-        answers, self.answers = self.answers, []
-        for each in answers:
-            each()
-
-    def close(self):
-        self.store.close()
-
-
-class RefusingStore:
-    """A store in which nothing works, and that says why."""
-
-    def __init__(self, refusal):
-        self.refusal = refusal
-
-    def create(self, client_id, record, done):
-        done(None, self.refusal)
-
-    def open(self, client_id, done):
-        done(None, self.refusal)
-
-    def release(self, client_id, done):
-        raise AssertionError("nothing was opened")
-
-    def close(self):
-        pass
 
 
 class Running:
