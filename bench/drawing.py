@@ -20,7 +20,7 @@ SEEDS = ["123e4567-e89b-12d3-a456-42661417400%d" % i for i in range(5)]
 
 
 def bulk(seed):
-    return draw(seed, N)
+    return draw(seed, 0, N)
 
 
 def randint(seed):

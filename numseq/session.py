@@ -145,7 +145,7 @@ class Session:
 
     def _draw(self):
         if self._numbers is None:
-            self._numbers = sequence.draw(self.record.seed, self.record.n)
+            self._numbers = sequence.draw(self.record.seed, 0, self.record.n)
             # A run of RECVs fills the output to twice the high-water mark at most.
             longest = self.record.batch * protocol.NUMBER_BYTES
             self._run_most = min(self.server.loop.output_high // longest + 1, self.server.messages_most, RUN_MOST)
