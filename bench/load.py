@@ -159,14 +159,14 @@ class Client:
 
 
 class Asker(Client):
-    """A client of the longest sequence that always has a window of RECVs outstanding, once load.asking is true."""
+    """A client of one sequence that always has a window of RECVs outstanding, once load.asking is true."""
 
-    def __init__(self, load, windows, size, batch):
+    def __init__(self, load, windows, settings):
         self.windows = windows  # iterator of bytes: `size` RECVs, of batches of `batch` numbers
-        self.size = size
-        self.batch = batch
+        self.size = settings.window
+        self.batch = settings.batch
         self.id = new_id()
-        self.opening = b"INIT,%b,%d,%d;" % (self.id, N_MOST, batch)
+        self.opening = b"INIT,%b,%d,%d;" % (self.id, settings.numbers, settings.batch)
         super().__init__(load)
 
     def begin(self):
@@ -298,9 +298,9 @@ def new_id():
     return b"00000000-0000-4000-%04x-%012x" % divmod(next(_ids), 1 << 48)
 
 
-def windows_of(size, batch):
-    """An endless iterator of windows (bytes) of `size` RECVs of random batches."""
-    batches = range(-(-N_MOST // batch))
+def windows_of(size, batch, numbers):
+    """An endless iterator of windows (bytes) of `size` RECVs of random full batches of so many numbers."""
+    batches = range(numbers // batch)
     different = max(16, 4096 // size)
     return itertools.cycle([receives(random.choice(batches) for _ in range(size)) for _ in range(different)])
 
@@ -334,7 +334,7 @@ def checksum_of(reply):
 
 def round_trips(load, settings):
     """Processor seconds for a RECV, where each client has `window` of them outstanding."""
-    windows = windows_of(settings.window, settings.batch)
+    windows = windows_of(settings.window, settings.batch, settings.numbers)
     askers = open_askers(load, settings.count, windows, settings)
     load.asking = True
     for asker in askers:
@@ -343,7 +343,10 @@ def round_trips(load, settings):
 
 
 def sessions(load, settings):
-    """Processor seconds for a whole session."""
+    """Processor seconds for a whole session, after `left` clients have come and gone."""
+    if settings.left:
+        leave(load, settings.left, settings)
+        load.most = None
     for _ in range(settings.count):
         Visitor(load, [b"RECV,0;", b"FIN;"], settings.batch)
     return load.run_for(settings.seconds)
@@ -356,15 +359,16 @@ def idle(load, settings):
 
 def retained(load, settings):
     """Bytes for a client that is gone and not forgotten."""
+    return growth(load, settings, lambda count: leave(load, count, settings))
 
-    def leave(count):
-        target = load.operations + count
-        load.most = load.begun + count
-        for _ in range(min(VISITORS, count)):
-            Visitor(load, [b"FIN;"], settings.batch)
-        load.run_until(lambda: load.operations == target)
 
-    return growth(load, settings, leave)
+def leave(load, count, settings):
+    """That many clients come and go, and their sequences remain."""
+    target = load.operations + count
+    load.most = load.begun + count
+    for _ in range(min(VISITORS, count)):
+        Visitor(load, [b"FIN;"], settings.batch)
+    load.run_until(lambda: load.operations == target)
 
 
 def peak(load, settings):
@@ -383,27 +387,28 @@ def peak(load, settings):
 
 
 def stall(load, settings):
-    """Seconds that the slowest answer to a client of the longest sequence takes, in the median of `count` clients.
+    """Seconds that a RECV waits at most behind one request of a client of the longest sequence.
 
-    Everyone else waits as long. It is the drawing and a RECV of all in one, or the drawing again and the FIN.
+    That request is the first RECV, or the FIN, which draws the numbers as well: it is a new connection's. The median
+    of `count` such clients.
     """
-    slowest = []
+    longest = []
     for _ in range(settings.count):
-        caller = Caller(load.port, N_MOST)
-        caller.open()
-        waits = [seconds_of(caller, b"RECV,0;")]
-        caller.close()
-        caller.open()
-        waits.append(seconds_of(caller, b"FIN;"))
-        caller.close()
-        slowest.append(max(waits))
-    return sorted(slowest)[len(slowest) // 2]
-
-
-def seconds_of(caller, request):
-    begin = time.perf_counter()
-    caller.exchange(request, 1)
-    return time.perf_counter() - begin
+        waiting, busy = Caller(load.port, settings.batch), Caller(load.port, N_MOST)
+        waiting.open()
+        waiting.exchange(b"RECV,0;", 1)
+        waits = []
+        for request in b"RECV,0;", b"FIN;":
+            busy.open()
+            busy.connection.sendall(request)
+            begin = time.perf_counter()
+            waiting.exchange(b"RECV,0;", 1)
+            waits.append(time.perf_counter() - begin)
+            busy.exchange(b"", 1)
+            busy.close()
+        waiting.close()
+        longest.append(max(waits))
+    return sorted(longest)[len(longest) // 2]
 
 
 def open_askers(load, count, windows, settings):
@@ -412,7 +417,7 @@ def open_askers(load, count, windows, settings):
     while len(askers) < count:
         together = min(TOGETHER, count - len(askers))
         target = load.ready + together
-        askers += [Asker(load, windows, settings.window, settings.batch) for _ in range(together)]
+        askers += [Asker(load, windows, settings) for _ in range(together)]
         load.run_until(lambda: load.ready == target)
     return askers
 
@@ -438,6 +443,8 @@ def main():
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--window", type=int, default=1)
     parser.add_argument("--batch", type=int, default=5)
+    parser.add_argument("--numbers", type=int, default=N_MOST)
+    parser.add_argument("--left", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--spin", action="store_true")
     settings = parser.parse_args()

@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Measures the server on this machine and prints a table: python bench/run.py
+"""Measures the server on this machine beside others, and prints tables: python bench/run.py
 
-Each figure stands beside a ceiling measured in the same run: bare recv and send of the same bytes on an epoll loop in
-Python, without a protocol (bench/ceiling.py); a bare interpreter; randint. Both take turns, each time as a new process,
-and the ratio is the median of those of the pairs. It takes about a minute and needs Linux, and no package.
+The others are the same protocol on asyncio and on uvloop (bench/peer.py), and a bare loop that receives and sends the
+same bytes without a protocol (bench/ceiling.py). All take turns, each time as a new process. It needs Linux, and
+takes two minutes. How each figure is made is printed below its table. uvloop is measured where the interpreter has it.
 
-"CPU" is the processor time of the server's process for one operation, so that the load, a process of its own, does
-not count. The server is started as a user starts it, except that idle connections are given more time than a second
-to be counted in.
+    python bench/run.py --table growth    # how cost grows, in another two minutes
+    python bench/run.py --quick           # rough figures
 """
 
 import argparse
@@ -28,16 +27,14 @@ from load import Failure, WARM_UP, memory
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
-LOAD, CEILING, DRAWING = (os.path.join(HERE, name) for name in ("load.py", "ceiling.py", "drawing.py"))
+LOAD, CEILING, PEER, TIMERS = (os.path.join(HERE, name) for name in ("load.py", "ceiling.py", "peer.py", "timers.py"))
 SERVER = os.path.join(ROOT, "numseq", "server.py")
 
-SECONDS_MOST = 110  # of the whole run: what takes longer is an error
+SECONDS_MOST = 400  # of the whole run: what takes longer is an error
 LINE_SECONDS = 10  # in which a process has to say that it listens
 LOAD_SECONDS = 40  # in which a load has to come to its end
 FILES = 8192  # open files that are asked for, for the idle connections
 FILES_RESERVED = 100  # of those, for all but the connections
-
-WIDTHS = 56, 10, 10, 8  # of the table's columns, in characters
 
 VERSION = ["-c", "import sys; print(sys.implementation.name, sys.version.split()[0])"]
 
@@ -45,13 +42,16 @@ VERSION = ["-c", "import sys; print(sys.implementation.name, sys.version.split()
 BARE = ["-c", "import sys; print('ready', flush=True); sys.stdin.read()"]
 
 Unit = collections.namedtuple("Unit", ["name", "size", "format"])
-MICROSECONDS = Unit("us CPU", 1e-6, "%.3g")
+MICROSECONDS = Unit("us", 1e-6, "%.3g")
 MILLISECONDS = Unit("ms", 1e-3, "%.3g")
 BYTES = Unit("bytes", 1, "%.0f")
 MEGABYTES = Unit("MB", 1e6, "%.3g")
 
-# `ours` and `ceiling` are functions of a Bench that return seconds or bytes. They are called in turns.
-Figure = collections.namedtuple("Figure", ["name", "label", "unit", "pairs", "ours", "ceiling"])
+# `columns` are functions of a Bench that return seconds or bytes, by the column's name. They are called in turns.
+Figure = collections.namedtuple("Figure", ["name", "label", "unit", "rounds", "columns"])
+
+# `ratio` are the names of two columns.
+Table = collections.namedtuple("Table", ["title", "columns", "ratio", "figures", "notes"])
 
 
 class Interruption:
@@ -80,12 +80,11 @@ class Interruption:
 
 
 class Bench:
-    """How to run what is measured: with which interpreter, on which processors, how long."""
+    """How to run what is measured: with which interpreter, on which processors."""
 
-    def __init__(self, python, quick):
+    def __init__(self, python):
         self.interruption = Interruption()
         self.python = python
-        self.quick = quick
         self.end = time.monotonic() + SECONDS_MOST
         # The server gets a processor of its own, and so does the load, which then need not sleep.
         self.processors = sorted(os.sched_getaffinity(0))[:2]
@@ -166,8 +165,14 @@ class Bench:
             self.first_line(process)
             return memory(process.pid, "VmHWM")
 
-    def drawing(self, way):
-        return self.output(self.command(DRAWING, way))
+    def timers(self, count):
+        """Seconds for a timer that is set and cancelled beside `count` others."""
+        return self.output(self.command(TIMERS, count))
+
+    def has(self, module):
+        """Whether the interpreter that is measured has a module."""
+        with self.running(self.command("-c", "import " + module), 0, subprocess.DEVNULL) as process:
+            return process.wait(self.left(LINE_SECONDS)) == 0
 
 
 def end(process):
@@ -182,38 +187,105 @@ def end(process):
 # ---- the figures
 
 
-def loaded(name, label, unit, pairs, mode, serve=(), keep=(), **options):
-    """A Figure of the server and of the ceiling under the same load, with further options for each of them."""
-    ceiling = [CEILING, options.get("batch", 5), options.get("window", 1), *keep]
-    return Figure(name, label, unit, pairs,
-                  functools.partial(Bench.load, server=[SERVER, 0, *serve], mode=mode, **options),
-                  functools.partial(Bench.load, server=ceiling, mode=mode, **options))
+SERVERS = "numseq", "asyncio", "uvloop", "bare"
 
 
-def figures(quick):
-    """The rows of the table."""
-    pairs, seconds, churn_seconds = (1, 1.1, 0.4) if quick else (5, 1.5, 1.2)
-    connections = max(1, min(500 if quick else 4000, files_limit() - FILES_RESERVED - WARM_UP))
+def loaded(name, label, unit, rounds, mode, columns=SERVERS, timeout=None, keep=(), **options):
+    """A Figure of servers under the same load; their sessions may last longer than a second (`timeout`, seconds)."""
+    commands = {
+        "numseq": [SERVER, 0] + (["--session-timeout", timeout] if timeout else []),
+        "asyncio": [PEER, "asyncio"] + ([timeout] if timeout else []),
+        "uvloop": [PEER, "uvloop"] + ([timeout] if timeout else []),
+        "bare": [CEILING, options.get("batch", 5), options.get("window", 1), *keep],
+    }
+    return Figure(name, label, unit, rounds, {
+        column: functools.partial(Bench.load, server=commands[column], mode=mode, **options) for column in columns})
+
+
+def compared(quick):
+    """The table of the server beside others."""
+    rounds, seconds = (1, 0.3) if quick else (5, 0.8)
+    connections = idle_connections(500 if quick else 4000)
     clients = 2000 if quick else 20000
-    return [
-        loaded("roundtrips", "round trip, 32 connections", MICROSECONDS, pairs, "round_trips",
-               count=32, seconds=seconds),
-        loaded("pipelined", "request, 16 connections with 256 each on the way", MICROSECONDS, pairs, "round_trips",
-               count=16, window=256, seconds=seconds),
-        loaded("sessions", "whole session, 16 at once", MICROSECONDS, pairs, "sessions",
-               count=16, seconds=churn_seconds),
-        loaded("idle", f"an idle connection, of {connections:,}", BYTES, 1, "idle", serve=["--session-timeout", 60],
+    trips = [loaded("roundtrip-%d" % count, f"round trip, connections: {count:,}", MICROSECONDS, rounds, "round_trips",
+                    count=count, numbers=1000, seconds=seconds) for count in (1, 8, 32, 256, 1000)]
+    return Table("Beside others", SERVERS, ("numseq", "uvloop"), trips + [
+        loaded("pipelined", "request, 16 connections, 256 on the way", MICROSECONDS, rounds, "round_trips",
+               count=16, window=256, numbers=5000, seconds=seconds),
+        loaded("session-5", "session of 5 numbers, 16 at once", MICROSECONDS, rounds, "sessions",
+               count=16, seconds=seconds),
+        loaded("session-1000", "session of 1,000 numbers, 16 at once", MICROSECONDS, rounds, "sessions",
+               count=16, batch=1000, seconds=seconds),
+        loaded("stall", "longest wait behind 65,535 numbers", MILLISECONDS, rounds, "stall",
+               columns=SERVERS[:3], count=9),
+        loaded("idle", f"an idle connection, of {connections:,}", BYTES, 1, "idle", timeout=60, numbers=5,
                count=connections),
-        loaded("retained", f"a retained client, of {clients:,}", BYTES, 1, "retained", keep=["keep"], count=clients),
-        Figure("peak", "peak memory with one client (bare interpreter)", MEGABYTES, min(pairs, 3),
-               lambda bench: bench.load([SERVER, 0], "peak", window=256), Bench.bare_memory),
-        Figure("start", "start to listening (bare interpreter)", MILLISECONDS, 2 * pairs,
-               lambda bench: bench.start(SERVER, 0), lambda bench: bench.start(*BARE)),
-        Figure("drawing", "drawing 65,535 numbers (randint)", MILLISECONDS, min(pairs, 3),
-               lambda bench: bench.drawing("bulk"), lambda bench: bench.drawing("randint")),
-        loaded("stall", "longest stall, a client of 65,535 numbers", MILLISECONDS, pairs, "stall",
-               batch=65535, count=9),
-    ]
+        loaded("retained", f"a retained sequence, of {clients:,}", BYTES, 1, "retained", keep=["keep"], count=clients),
+        Figure("peak", "peak memory, one client", MEGABYTES, min(rounds, 3), {
+            "numseq": lambda bench: bench.load([SERVER, 0], "peak", window=256),
+            "asyncio": lambda bench: bench.load([PEER, "asyncio"], "peak", window=256),
+            "uvloop": lambda bench: bench.load([PEER, "uvloop"], "peak", window=256),
+            "bare": Bench.bare_memory}),
+        Figure("start", "start to listening", MILLISECONDS, 2 * rounds, {
+            "numseq": lambda bench: bench.start(SERVER, 0),
+            "asyncio": lambda bench: bench.start(PEER, "asyncio"),
+            "uvloop": lambda bench: bench.start(PEER, "uvloop"),
+            "bare": lambda bench: bench.start(*BARE)}),
+    ], COMPARED_NOTES)
+
+
+COMPARED_NOTES = """\
+Each cell is the median of the rounds and, in parentheses, the least and the most of them; in each round the columns
+take turns, and the last column is the median of the rounds' ratios. With one round there is no spread.
+
+- us: processor time, user and system, of the server's process for one operation. The load is a process of its own on
+  another processor and is not counted; it polls without sleeping, so that nobody pays for waking it. Not counted
+  either: interrupts, and what the kernel does for the server in the load's time, as delivering its bytes.
+- round trip: one RECV of 5 of 1,000 numbers and its NUM. All connections send before any sends again, so that
+  each server finds its work waiting. The opening of the connections is not counted; that they end after a second
+  and go on with CONT is.
+- request: as a round trip, with 256 RECVs in one write, of 5 of 5,000 numbers.
+- session: connect, INIT, one RECV of all numbers, FIN, close, each as a new client.
+- longest wait: of a RECV of another connection, sent right after the first RECV (of all in one batch) or the FIN of
+  a client of 65,535 numbers; median of nine clients. In elapsed time, the load's own included.
+- bytes: growth of resident memory by their number; the kernel's sockets are not counted.
+- peak memory: of a process that has served 65,535 numbers in windows of 256; bare: an interpreter that does nothing.
+- start: from the start of the process to its first line, with byte code there; bare: the same interpreter.
+- asyncio, uvloop: bench/peer.py. Its numbers are made as text when a sequence is created: not counted in a round trip.
+- bare: an epoll loop in Python that sends answers made beforehand: nothing is parsed, drawn, checked or timed."""
+
+
+def growth(quick):
+    """The table of how the server's cost grows. Each figure is the server's own; there is nothing to divide by."""
+    rounds, seconds = (1, 0.3) if quick else (5, 0.8)
+    alone = dict(columns=SERVERS[:1])
+
+    def trips(label, count, numbers):
+        return loaded("%d-of-%d" % (count, numbers), label, MICROSECONDS, rounds, "round_trips",
+                      count=idle_connections(count), numbers=numbers, seconds=seconds, **alone)
+
+    connections = 1, 8, 32, 256, 1000, 4000
+    left = 0, 1000 if quick else 10000, 2000 if quick else 50000
+    return Table("Growth", SERVERS[:1], None, [
+        trips(f"round trip of 1,000 numbers, connections: {count:,}", count, 1000) for count in connections
+    ] + [
+        trips(f"round trip of {numbers:,} numbers, connections: {count:,}", count, numbers)
+        for count in (32, 1000) for numbers in (5, 10000, 65535)
+    ] + [
+        loaded("left-%d" % count, f"session of 5 numbers, {count:,} sequences retained", MICROSECONDS, rounds,
+               "sessions", count=16, seconds=seconds, left=count, **alone) for count in left
+    ] + [
+        Figure("timers-%d" % count, f"a timer set and cancelled, {count:,} others", MICROSECONDS, rounds, {
+            "numseq": lambda bench, count=count: bench.timers(count)}) for count in (0, 1000, 100000)
+    ], "As in the other table. A timer is set and cancelled in a loop without connections.")
+
+
+TABLES = {"compared": compared, "growth": growth}
+
+
+def idle_connections(count):
+    """That many, or as many as the limit of open files allows."""
+    return max(1, min(count, files_limit() - FILES_RESERVED - WARM_UP))
 
 
 def files_limit():
@@ -226,47 +298,67 @@ def files_limit():
     return FILES if soft == resource.RLIM_INFINITY else soft
 
 
-# ---- the table
+# ---- the tables
 
 
-def measure(bench, figure):
-    """(label, numseq, ceiling, ratio) of a figure, as text: medians, and the median of the pairs' ratios."""
-    pairs = [(figure.ours(bench), figure.ceiling(bench)) for _ in range(figure.pairs)]
-    ours, ceiling = map(statistics.median, zip(*pairs))
-    ratio = statistics.median(ours / max(ceiling, sys.float_info.min) for ours, ceiling in pairs)
-    as_text = [figure.unit.format % (value / figure.unit.size) for value in (ours, ceiling)]
-    return ("%s, %s" % (figure.label, figure.unit.name), *as_text, "%.2f" % ratio)
+def measure(bench, figure, table, columns):
+    """The cells of a figure's row, as text: its label, each column of the table, and the ratio."""
+    measured = [column for column in table.columns if column in columns and column in figure.columns]
+    rounds = [{column: figure.columns[column](bench) for column in measured} for _ in range(figure.rounds)]
+
+    def cell(column):
+        if column not in measured:
+            return "-"
+        values = sorted(each[column] / figure.unit.size for each in rounds)
+        text = figure.unit.format % statistics.median(values)
+        if len(values) == 1:
+            return text
+        return text + " (%s-%s)" % (figure.unit.format % values[0], figure.unit.format % values[-1])
+
+    cells = ["%s, %s" % (figure.label, figure.unit.name)] + [cell(column) for column in table.columns]
+    if table.ratio:
+        ours, other = table.ratio
+        ratios = [each[ours] / max(each[other], sys.float_info.min) for each in rounds if other in each]
+        cells.append("%.2f" % statistics.median(ratios) if ratios else "-")
+    return cells
 
 
 def print_row(cells):
     """A row of a Markdown table, at once, because the next takes its time."""
-    aligned = [cells[0].ljust(WIDTHS[0])] + [cell.rjust(width) for cell, width in zip(cells[1:], WIDTHS[1:])]
-    print("| " + " | ".join(aligned) + " |", flush=True)
+    print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def print_table(bench, names):
-    """Measures the figures of those names, and prints them."""
+def print_table(bench, table, names):
+    """Measures the figures of those names, and prints them and how they are made."""
+    columns = {column for column in table.columns if column != "uvloop" or bench.has("uvloop")}
     with bench.running(bench.command(*VERSION), 0) as process:
         version = bench.first_line(process).strip()
-    print("%s on %s %s, %d processors\n" % (version, platform.system(), platform.machine(), os.cpu_count()))
-    print_row(["figure", "numseq", "ceiling", "ratio"])
-    print_row(["-" * WIDTHS[0]] + ["-" * (width - 1) + ":" for width in WIDTHS[1:]])
-    for figure in figures(bench.quick):
+    print("%s: %s on %s %s, %d processors\n" % (
+        table.title, version, platform.system(), platform.machine(), os.cpu_count()))
+    header = ["figure", *table.columns] + (["%s / %s" % table.ratio] if table.ratio else [])
+    print_row(header)
+    print_row(["---"] + ["--:"] * (len(header) - 1))
+    for figure in table.figures:
         if figure.name in names:
-            print_row(measure(bench, figure))
+            print_row(measure(bench, figure, table, columns))
+    print("\n" + table.notes)
 
 
 def main():
-    names = [figure.name for figure in figures(True)]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="ten seconds instead of a minute, for rough figures")
-    parser.add_argument("--only", metavar="NAME", choices=names, action="append",
-                        help="one figure (%s); may be given again" % ", ".join(names))
+    parser.add_argument("--table", choices=TABLES, default="compared", help="which table (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="one short round of each figure")
+    parser.add_argument("--only", metavar="NAME", action="append", help="one figure; may be given again")
     parser.add_argument("--python", default=sys.executable, metavar="PROGRAM",
                         help="the interpreter that is measured (this one)")
     arguments = parser.parse_args()
+    table = TABLES[arguments.table](arguments.quick)
+    names = [figure.name for figure in table.figures]
+    unknown = set(arguments.only or ()).difference(names)
+    if unknown:
+        parser.error("no figure %s; there are %s" % (", ".join(sorted(unknown)), ", ".join(names)))
     try:
-        print_table(Bench(arguments.python, arguments.quick), arguments.only or names)
+        print_table(Bench(arguments.python), table, arguments.only or names)
     except KeyboardInterrupt:
         sys.exit("bench: interrupted")
     except (Failure, OSError) as error:

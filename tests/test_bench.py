@@ -20,9 +20,13 @@ from numseq.server import Server
 from numseq.store_memory import MemoryStore
 
 RUN = os.path.join(ROOT, "bench", "run.py")
-ROW = re.compile(r"\| (\S.*?) +\| +([0-9.e+-]+) \| +([0-9.e+-]+) \| +([0-9.]+) \|")
-ROWS = ["round trip", "request", "whole session", "an idle connection", "a retained client", "peak memory", "start",
-        "drawing", "longest stall"]
+FIGURES = {
+    "compared": ["roundtrip-1", "roundtrip-8", "roundtrip-32", "roundtrip-256", "roundtrip-1000", "pipelined", "session-5",
+                 "session-1000", "stall", "idle", "retained", "peak", "start"],
+    "growth": ["1-of-1000", "8-of-1000", "32-of-1000", "256-of-1000", "1000-of-1000", "4000-of-1000", "32-of-5",
+               "32-of-10000", "32-of-65535", "1000-of-5", "1000-of-10000", "1000-of-65535", "left-0", "left-1000",
+               "left-2000", "timers-0", "timers-1000", "timers-100000"],
+}
 FOR_EVER = 10.0 ** 6  # seconds, where a test is not about the session's time
 IDLE_MOST = 1500  # bytes of an idle connection
 RETAINED_MOST = 450  # bytes of a client that is gone and not forgotten
@@ -48,21 +52,28 @@ def bench(*arguments):
     return child.returncode, out, err
 
 
-@on_linux
-def test_benchmark_prints_every_row():
-    status, out, err = bench("--quick")
-    assert (status, err) == (0, "")
-    rows = ROW.findall(out)
-    assert [name for name, row in zip(ROWS, rows) if row[0].startswith(name)] == ROWS and len(rows) == len(ROWS)
-    for label, *figures in rows:
-        assert all(float(figure) > 0 for figure in figures), label
+def rows(out):
+    """{label: [the figure in each column, or None]} of the rows of a table."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
+    return {cells[0]: [None if cell == "-" else float(cell.split()[0]) for cell in cells[1:]] for cells in lines[2:]}
 
 
 @on_linux
-def test_benchmark_prints_only_the_row_asked_for():
-    status, out, err = bench("--quick", "--only", "drawing")
+@pytest.mark.parametrize("table, name", [(table, name) for table in FIGURES for name in FIGURES[table]])
+def test_benchmark_prints_every_row(table, name):
+    status, out, err = bench("--quick", "--table", table, "--only", name)
     assert (status, err) == (0, "")
-    assert [row[0] for row in ROW.findall(out)] == ["drawing 65,535 numbers (randint), ms"]
+    (label, figures), = rows(out).items()
+    assert all(figure is None or figure > 0 for figure in figures) and figures[0], label
+    assert out.splitlines()[-1], "how the figures are made"
+
+
+@on_linux
+@pytest.mark.parametrize("table", FIGURES)
+def test_unknown_row_is_refused_with_the_names_of_all(table):
+    status, out, err = bench("--quick", "--table", table, "--only", "none")
+    assert (status, out) == (2, "")
+    assert err.strip().endswith("no figure none; there are " + ", ".join(FIGURES[table]))
 
 
 @on_linux
@@ -76,7 +87,7 @@ def test_benchmark_reports_a_failure_in_one_line(python):
 @on_linux
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_benchmark_leaves_nothing_behind(number):
-    child = subprocess.Popen([sys.executable, RUN, "--only", "roundtrips"], universal_newlines=True,
+    child = subprocess.Popen([sys.executable, RUN, "--only", "roundtrip-8"], universal_newlines=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     children = []
     try:
