@@ -10,10 +10,6 @@ from .protocol import LONGEST_REQUEST, NUM, encode_batch
 RUN_MOST = digits.RUN  # RECVs answered at once
 SHORTEST_RECV = len(b"RECV,0;")
 
-# Bytes of numbers per request up to which they are read ahead: reading 16 cache lines in a row takes no longer than
-# waiting for one at random. A tenth of the time where 16 clients of 65,535 numbers share a cache of 1 MiB.
-READ_AHEAD = 1024
-
 _NUMBER, _LAST_NUMBER = digits.place(b":"), digits.place(b";")  # places of the numbers of a batch
 _MARK = digits.place(b",")  # the place of the MARK before a batch, which becomes "NUM,"
 _NUM_COLUMNS = digits.columns(NUM)
@@ -31,14 +27,14 @@ def answer_receives(data, numbers, batch, most):
     """(answers, bytes taken) for the RECVs at the beginning of data, at most `most` (up to RUN_MOST) of them; or None.
 
     The server's fast path: a few operations on whole buffers, and no Python code per message. data (bytes or
-    bytearray) is a client's input, numbers (bytes) are those of the whole sequence.
+    bytearray) is a client's input, numbers are those of its sequence: see `sequence.Numbers`.
     """
     if data[:5] != b"RECV,":  # cheaper to see here than by an exception
         return None
     index = data[5:-1]
     if index.isdigit() and data[-1] == _SEMICOLON and len(data) <= LONGEST_REQUEST:  # a single request, no pipelining
         place = int(index) * batch
-        asked = numbers[place:place + batch]
+        asked = numbers.slice(place, place + batch)
         return (encode_batch(asked), len(data)) if len(asked) == batch else None
     run = bytes(data[:data.rfind(b";", 0, SHORTEST_RECV * most) + 1])
     count = run.count(b";RECV,") + 1
@@ -48,17 +44,10 @@ def answer_receives(data, numbers, batch, most):
     places = digits.read(indices, count, batch)
     if places is None:
         return None
-    if len(numbers) <= READ_AHEAD * count:
-        _read_ahead(numbers)
-    marked = digits.MARK + digits.MARK.join([numbers[place:place + batch] for place in places])
+    marked = digits.MARK + digits.MARK.join(numbers.slices(places, batch))
     if len(marked) != count * (1 + batch):  # a batch that is short, or behind the end
         return None
     return encode_batches(marked, batch), len(run)
-
-
-def _read_ahead(numbers):
-    """Reads the numbers (bytes) in order, which brings them into the cache: a search for what is not there."""
-    numbers.find(digits.MARK)
 
 
 def split_numbers(data, batch, most):

@@ -19,6 +19,7 @@ import sys
 import types
 
 from . import console, protocol, sequence
+from .checksums import Checksums
 from .loop import OUTPUT_HIGH, READ_SIZE, Loop
 from .session import Farewell, Session
 from .store import CLIENTS_MOST, RETENTION, Requests
@@ -30,8 +31,7 @@ CONNECTIONS_MOST = 16384  # at once, where the limit of open files allows it: 1,
 MESSAGES_MOST = 1024  # requests of a connection answered per turn: 2 ms at the slowest
 FILES_RESERVED = 16  # standard streams, selector, signals, listeners, and some to spare
 FAREWELLS_MOST = 32  # connections above the limit that are being told so; more are closed without a word
-DRAWN_MOST = 32 * 1024 * 1024  # bytes of numbers drawn for connections, one byte each; beyond, the oldest are dropped
-DRAWN_SMALL = 2048  # bytes of a sequence that does not count: CONNECTIONS_MOST of them are as much again
+DRAWN_MOST = 32 * 1024 * 1024  # bytes of numbers kept for connections, one byte each; beyond, the oldest are dropped
 
 
 class Server:
@@ -53,6 +53,7 @@ class Server:
         self.farewells = set()
         self._listeners = []
         self._test_mode = test_mode
+        self.checksums = Checksums(loop)
         self._drawn = {}  # from session to bytes of its numbers, in the order in which they were drawn
         self._drawn_bytes = 0
 
@@ -113,13 +114,12 @@ class Server:
 
     def drawn(self, session, size):
         """Bounds the memory of all drawn numbers: beyond it, the session that drew first drops its numbers."""
-        if size > DRAWN_SMALL:
-            self._drawn[session] = size
-            self._drawn_bytes += size
-            while self._drawn_bytes > DRAWN_MOST and len(self._drawn) > 1:
-                first = next(iter(self._drawn))
-                first.undraw()
-                self._drawn_bytes -= self._drawn.pop(first)
+        self._drawn[session] = size
+        self._drawn_bytes += size
+        while self._drawn_bytes > DRAWN_MOST and len(self._drawn) > 1:
+            first = next(iter(self._drawn))
+            first.undraw()
+            self._drawn_bytes -= self._drawn.pop(first)
 
     def opened(self, session):
         """A session has its sequence open."""

@@ -1,7 +1,8 @@
 """The server's side of a connection: a state machine over the protocol."""
 
-from . import protocol, sequence
+from . import protocol
 from .pipeline import RUN_MOST, answer_receives
+from .sequence import Numbers
 from .store import EXISTS, FAILED, FULL, MISSING, Record
 from .stream import Stream
 
@@ -9,6 +10,7 @@ from .stream import Stream
 NEW = "new"  # neither INIT nor CONT has come yet
 ASKED = "asked"  # the store was asked for the sequence
 OPEN = "open"  # the sequence is there
+FINISHING = "finishing"  # FIN has come, and its checksum is being made
 OVER = "over"  # the last reply is written
 
 # What ERR says of a store's refusal.
@@ -30,7 +32,7 @@ class Session:
         self.phase = NEW
         self.client_id = None  # bytes, once it is known
         self.record = None  # the store's, while it is open here
-        self._numbers = None  # bytes, one per number, once they are drawn
+        self._numbers = None  # Numbers, once they are asked for
         self.stream = Stream(server.loop, connection, self)
         self._timer = server.loop.call_later(server.session_timeout, self._time_is_up)
 
@@ -38,8 +40,8 @@ class Session:
 
     def received(self, stream):
         """Answers the requests in the stream's input, as many as a turn may take."""
-        if self._numbers is not None:
-            answered = answer_receives(stream.input, self._numbers, self.record.batch, self._run_most)
+        if self.phase is OPEN:
+            answered = answer_receives(stream.input, self._draw(), self.record.batch, self._run_most)
             if answered is not None:
                 answers, taken = answered
                 stream.write(answers)
@@ -54,6 +56,8 @@ class Session:
 
     def closed(self, stream, error):
         self.server.loop.cancel(self._timer)
+        if self.phase is FINISHING:
+            self.server.checksums.drop(self)
         self.phase = OVER
         self.server.ended(self, error)
 
@@ -83,7 +87,7 @@ class Session:
                 position = end + 1
                 count += 1
                 answer(self, argument)
-                if self.phase is not OPEN:  # the store has not answered yet, or the session is over
+                if self.phase is not OPEN:  # the reply takes its time, or the session is over
                     return
         finally:
             stream.input = data[position:]
@@ -127,12 +131,18 @@ class Session:
         if first >= self.record.n:
             self.stream.write(protocol.encode_error(protocol.NO_SUCH_BATCH % index))
         else:
-            self.stream.write(protocol.encode_batch(self._draw()[first:first + self.record.batch]))
+            self.stream.write(protocol.encode_batch(self.slice(first, first + self.record.batch)))
 
     def _fin(self, argument):
-        checksum = sequence.checksum(self._draw())
+        self.phase = FINISHING
+        self.server.checksums.ask(self)
+        if self.phase is FINISHING:
+            self.stream.pause()
+
+    def finished(self, checksum):
+        """The checksum (bytes) is there."""
         self.phase = OVER
-        self.stream.write(protocol.encode(protocol.FAC, checksum.encode("ascii")))
+        self.stream.write(protocol.encode(protocol.FAC, checksum.hex().encode("ascii")))
         self.stream.close(expect_more=False)
 
     def _refuse(self, what):
@@ -143,17 +153,21 @@ class Session:
 
     # ---- numbers
 
+    def slice(self, first, last):
+        """The numbers first to last - 1 of the sequence, as far as there are any."""
+        return self._draw().slice(first, last)
+
     def _draw(self):
         if self._numbers is None:
-            self._numbers = sequence.draw(self.record.seed, 0, self.record.n)
+            self._numbers = Numbers(self.record.seed, self.record.n)
             # A run of RECVs fills the output to twice the high-water mark at most.
             longest = self.record.batch * protocol.NUMBER_BYTES
             self._run_most = min(self.server.loop.output_high // longest + 1, self.server.messages_most, RUN_MOST)
-            self.server.drawn(self, len(self._numbers))
+            self.server.drawn(self, self.record.n)
         return self._numbers
 
     def undraw(self):
-        """Drops the numbers, which can be drawn again."""
+        """Drops the numbers that are drawn, because others need the memory."""
         self._numbers = None
 
     def __str__(self):

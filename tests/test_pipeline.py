@@ -10,13 +10,23 @@ from numseq import digits, pipeline, protocol
 from numseq.protocol import ProtocolError
 
 
+class Whole(bytes):
+    """Numbers as answer_receives takes them."""
+
+    def slice(self, first, last):
+        return bytes(self[first:last])
+
+    def slices(self, places, size):
+        return [self.slice(place, place + size) for place in places]
+
+
 @pytest.mark.parametrize("kind", [bytes, bytearray])
 @pytest.mark.parametrize("seed", range(2))
 def test_fast_paths_raise_nothing_whatever_the_bytes(kind, seed):
     numbers = bytes(range(50))
     for data in mutations(seed, REQUESTS + REPLIES, 250):
         for prefix in (b"", b"RECV,", b"NUM,"):
-            pipeline.answer_receives(kind(prefix + data), numbers, 5, 100)
+            pipeline.answer_receives(kind(prefix + data), Whole(numbers), 5, 100)
             pipeline.split_numbers(kind(prefix + data), 2, 100)
 
 
@@ -54,7 +64,7 @@ def test_longest_batch_is_the_longest_message():
     numbers = b"\x64" * 65535
     assert protocol.encode_batch(numbers) == text_of(numbers)
     assert len(text_of(numbers)) == protocol.LONGEST_REPLY
-    assert pipeline.answer_receives(b"RECV,0;", numbers, 65535, 10) == (text_of(numbers), 7)
+    assert pipeline.answer_receives(b"RECV,0;", Whole(numbers), 65535, 10) == (text_of(numbers), 7)
 
 
 OTHERS = [b"FIN;", b"CONT,%b;" % ID, b"INIT,%b,5,5;" % ID, b"RECV,;", b"RECV;", b"RECV,-1;", b"RECV,+1;", b"RECV, 1;",
@@ -105,7 +115,7 @@ def test_run_of_requests_is_answered_as_they_are_one_by_one(kind, seed):
         for count in {len(batches), n // batch}:  # with the short one at the end, and without
             for data, whole in runs_of_requests(generator, count):
                 most = generator.choice([1, 2, 5, 39, 40, 41, 1000])
-                answered = pipeline.answer_receives(kind(data), numbers, batch, most)
+                answered = pipeline.answer_receives(kind(data), Whole(numbers), batch, most)
                 # At most so many that it need not count them: what has the bytes of the shortest.
                 expected = data[:most * len(b"RECV,0;")].count(b";")
                 if answered is not None:
@@ -118,14 +128,14 @@ def test_run_of_requests_is_answered_as_they_are_one_by_one(kind, seed):
 
 @pytest.mark.parametrize("data", [b"", b"RECV,", b"RECV,1", b"FIN;", b"RECV;", b"ECV,1;", b";RECV,1;", b"CONT,%b;" % ID])
 def test_input_without_a_whole_recv_first_is_left_to_the_plain_path(data):
-    assert pipeline.answer_receives(data, b"\1" * 10, 5, 10) is None
+    assert pipeline.answer_receives(data, Whole(b"\1" * 10), 5, 10) is None
 
 
 @pytest.mark.parametrize("most", [2, 10, pipeline.RUN_MOST, pipeline.RUN_MOST + 1])
 def test_run_of_more_requests_than_asked_for_is_answered(most):
     numbers = numbers_of(7, 100)
     data = b"RECV,3;" * 3000
-    answered = pipeline.answer_receives(data, numbers, 5, most)
+    answered = pipeline.answer_receives(data, Whole(numbers), 5, most)
     if most <= pipeline.RUN_MOST:
         assert answered == plain_answers(data, batches_of(numbers, 5), most)
     else:  # it is the caller's to ask for no more
@@ -141,7 +151,7 @@ def test_unusual_indices_are_answered_as_by_the_plain_path(others):
     fast = 0
     for zeros in range(1, protocol.LONGEST_INDEX + 3):
         data = before + b"RECV,%b1;" % (b"0" * zeros)
-        answered = pipeline.answer_receives(data, numbers, 5, 1000)
+        answered = pipeline.answer_receives(data, Whole(numbers), 5, 1000)
         fast += answered is not None
         if zeros < protocol.LONGEST_INDEX:
             assert answered in (None, plain_answers(data, batches, 1000))
@@ -154,7 +164,7 @@ def test_unusual_indices_are_answered_as_by_the_plain_path(others):
 @pytest.mark.parametrize("digit", [b"0", b"9"])
 @pytest.mark.parametrize("length", [49, 60, 5000])
 def test_too_long_message_is_left_to_the_plain_path_and_refused(digit, length):
-    assert pipeline.answer_receives(b"RECV,0;RECV,%b;" % (digit * length), b"\1" * 10, 5, 1000) is None
+    assert pipeline.answer_receives(b"RECV,0;RECV,%b;" % (digit * length), Whole(b"\1" * 10), 5, 1000) is None
     assert isinstance(split_requests(b"RECV,%b;" % (digit * length))[0][0], ProtocolError)
 
 
@@ -228,6 +238,6 @@ def test_input_without_a_whole_batch_first_is_left_to_the_plain_path(data):
 def test_fast_paths_of_server_and_client_fit_together():
     numbers = numbers_of(6, 1000)
     requests = protocol.encode_receives(0, 100)
-    answers, taken = pipeline.answer_receives(requests, numbers, 10, pipeline.RUN_MOST)
+    answers, taken = pipeline.answer_receives(requests, Whole(numbers), 10, pipeline.RUN_MOST)
     assert taken == len(requests)
     assert pipeline.split_numbers(answers, 10, 100) == (numbers, len(answers))
