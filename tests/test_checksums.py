@@ -38,13 +38,13 @@ def shared(loop):
 
 
 @pytest.mark.parametrize("n", [0, 1, 5, CHECKSUM_STEP])
-def test_a_checksum_of_one_step_is_there_at_once(shared, n):
+def test_checksum_of_one_step_is_made_at_once(shared, n):
     session = Session(n)
     shared.ask(session)
     assert session.checksum == expected(session)
 
 
-def test_a_longer_one_takes_a_turn_per_step(shared, loop):
+def test_longer_checksum_takes_a_turn_per_step(shared, loop):
     session = Session(3 * CHECKSUM_STEP - 1)
     shared.ask(session)
     read = [session.read]
@@ -55,7 +55,7 @@ def test_a_longer_one_takes_a_turn_per_step(shared, loop):
     assert session.checksum == expected(session)
 
 
-def test_a_turn_makes_one_step_however_many_ask(shared, loop):
+def test_turn_makes_one_step_however_many_sessions_ask(shared, loop):
     sessions = [Session(2 * CHECKSUM_STEP, b"%d" % i) for i in range(5)]
     for session in sessions:
         shared.ask(session)
@@ -66,14 +66,14 @@ def test_a_turn_makes_one_step_however_many_ask(shared, loop):
     assert [session.checksum for session in sessions] == list(map(expected, sessions))
 
 
-def test_short_ones_do_not_wait_for_long_ones(shared):
+def test_short_checksum_does_not_wait_for_long_ones(shared):
     shared.ask(Session(65535))
     short = Session(5)
     shared.ask(short)
     assert short.checksum == expected(short)
 
 
-def test_nothing_is_read_for_a_session_that_is_gone(shared, loop):
+def test_nothing_is_read_for_a_session_that_was_dropped(shared, loop):
     gone, other = Session(65535, b"1"), Session(2 * CHECKSUM_STEP, b"2")
     shared.ask(gone)
     shared.ask(other)
@@ -85,7 +85,7 @@ def test_nothing_is_read_for_a_session_that_is_gone(shared, loop):
     assert other.checksum == expected(other)
 
 
-def test_the_loop_ends_when_all_are_made(shared, loop):
+def test_no_timer_is_left_once_all_are_made(shared, loop):
     session = Session(65535)
     shared.ask(session)
     loop.run()
@@ -94,7 +94,7 @@ def test_the_loop_ends_when_all_are_made(shared, loop):
 
 
 @pytest.mark.parametrize("n, reads", [(KEPT_ABOVE, KEPT_ABOVE), (KEPT_ABOVE + 1, 0), (65535, 0)])
-def test_asked_again_a_longer_sequence_is_not_read(shared, loop, n, reads):
+def test_checksum_of_a_longer_sequence_is_made_once(shared, loop, n, reads):
     first, second = Session(n), Session(n)
     shared.ask(first)
     loop.run()
@@ -103,7 +103,7 @@ def test_asked_again_a_longer_sequence_is_not_read(shared, loop, n, reads):
     assert second.read == reads
 
 
-def test_the_checksum_of_another_sequence_is_not_taken(shared, loop):
+def test_each_sequence_gets_its_own_checksum(shared, loop):
     sessions = [Session(2000), Session(2000, b"other"), Session(2001)]
     for session in sessions:
         shared.ask(session)
@@ -111,7 +111,7 @@ def test_the_checksum_of_another_sequence_is_not_taken(shared, loop):
     assert [session.checksum for session in sessions] == list(map(expected, sessions))
 
 
-def test_only_the_last_are_kept(shared, loop, monkeypatch):
+def test_only_the_last_checksums_are_kept(shared, loop, monkeypatch):
     monkeypatch.setattr(checksums, "KEPT_MOST", 3)
     for i in range(5):
         shared.ask(Session(2000, b"%d" % i))
@@ -121,7 +121,7 @@ def test_only_the_last_are_kept(shared, loop, monkeypatch):
     assert [session.read for session in again] == [0, 0, 0, 2000]
 
 
-def test_an_error_costs_its_session_alone(shared, loop):
+def test_error_in_a_step_costs_its_session_alone(shared, loop):
     broken, other = Session(65535, b"1"), Session(65535, b"2")
     broken.slice = None  # calling it raises
     errors = []

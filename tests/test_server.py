@@ -14,7 +14,9 @@ from helpers import read_from, read_to_end, turn_until
 from numseq import protocol
 from numseq import server as server_module
 from numseq.loop import READ
+from numseq.sequence import CHECKSUM_STEP
 from numseq.server import FAREWELLS_MOST, MESSAGES_MOST, Server, connections_limit, endpoint
+from numseq.session import FINISHING
 from numseq.store import FAILED, FULL, RETENTION, Record
 from numseq.store_memory import MemoryStore
 from numseq.stream import LINGER_SECONDS
@@ -1102,6 +1104,42 @@ def test_sequence_evicted_in_the_middle_of_a_run_is_drawn_again(start, monkeypat
         running.say(second, b"RECV,%d;RECV,399;" % i, nums(2000, 5, OTHER_ID)[i] + nums(2000, 5, OTHER_ID)[399])
     running.say(first, b"FIN;", fac(2000))
     running.say(second, b"FIN;", fac(2000, OTHER_ID))
+
+
+def test_others_are_answered_between_the_steps_of_a_checksum(start):
+    running = start(test_mode=False)
+    long, short = running.connect(), running.connect()
+    running.say(long, init(65535, 5), b"ACK;")
+    running.say(short, init(5, 5, OTHER_ID), b"ACK;")
+    long.sendall(b"FIN;")
+    running.turn_until(lambda: any(session.phase is FINISHING for session in running.server.sessions))
+    begin = running.loop.turns
+    answered = 0
+    while any(session.phase is FINISHING for session in running.server.sessions):
+        short.sendall(b"RECV,0;")
+        running.read_messages(short, 1)
+        answered += 1
+    assert running.loop.turns - begin >= 65535 // CHECKSUM_STEP
+    assert answered > 2
+    assert len(running.read_to_end(long)) == len(b"FAC,;") + 32
+
+
+def test_requests_before_fin_are_answered_before_its_checksum(start):
+    answer = start().all_that_is_said(init(20000, 5) + b"RECV,3;RECV,9999;FIN;RECV,0;")
+    assert answer == (b"ACK;" + nums(20000, 5)[3] + b"ERR,Invalid batch index requested: 9999;" + fac(20000))
+
+
+def test_client_gone_before_its_checksum_costs_nothing_more(start):
+    running = start()
+    peer = running.connect()
+    running.say(peer, init(65535, 5), b"ACK;")
+    peer.sendall(b"FIN;")
+    running.turn_until(lambda: any(session.phase is FINISHING for session in running.server.sessions))
+    session, = running.server.sessions
+    session.stream.abort()
+    running.turn(3)
+    assert running.loop.timers() == 1, "only the store's"
+    assert running.all_that_is_said(cont() + b"FIN;") == b"ACK;" + fac(65535)
 
 
 def test_drawn_numbers_go_with_their_connection(start):
