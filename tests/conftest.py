@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import builds
-from helpers import ANY_PORT, ROOT, TEST_SECONDS, Clock, Recorder, TimeSelector
+from helpers import ANY_PORT, ROOT, SLOW_SECONDS, TEST_SECONDS, WAIT_SECONDS, Clock, Recorder, TimeSelector
 from numseq.loop import Loop, Signals
 from numseq.stream import Listener, Stream, listen
 from programs import SHARED_SECONDS, Programs, ServerProgram
@@ -24,17 +24,18 @@ def pytest_configure(config):
 
 
 @pytest.fixture(autouse=True)
-def time_limit():
+def time_limit(request):
     """Fails a test that hangs."""
+    seconds = SLOW_SECONDS if request.node.get_closest_marker("slow") else TEST_SECONDS
 
     def fail(number, frame):
-        pytest.fail("not done in %d seconds" % TEST_SECONDS)
+        pytest.fail("not done in %d seconds" % seconds)
 
     if not hasattr(signal, "SIGALRM"):
         yield
         return
     previous = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(TEST_SECONDS)
+    signal.alarm(seconds)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, previous)
@@ -85,10 +86,10 @@ def connected_sockets(sockets):
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
         listening.bind(ANY_PORT)
         listening.listen(1)
-        here.settimeout(TEST_SECONDS / 3)
+        here.settimeout(WAIT_SECONDS)
         here.connect(listening.getsockname())
         there, _ = listening.accept()
-        there.settimeout(TEST_SECONDS / 3)
+        there.settimeout(WAIT_SECONDS)
         sockets.append(there)
         listening.close()
         return there, here
@@ -143,7 +144,7 @@ def client_of(sockets):
     """A function: a plain socket connected to a listener."""
 
     def connect(listener):
-        client = socket.create_connection(listener.address[:2], timeout=10)
+        client = socket.create_connection(listener.address[:2], timeout=WAIT_SECONDS)
         sockets.append(client)
         return client
 

@@ -18,7 +18,9 @@ import time
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TEST_SECONDS = 30  # no test takes a tenth of it: one that hangs fails, and the others still run
+TEST_SECONDS = 120  # ends a test that hangs; far more than any takes, also on a busy machine
+SLOW_SECONDS = 400  # the same for tests marked as slow
+WAIT_SECONDS = 60  # one wait for another process or a socket: shorter than the above, so that its own message shows
 SOCKET_WAIT = 0.005  # real seconds that one turn of `turn_until` waits for sockets
 ANY_PORT = "127.0.0.1", 0
 
@@ -89,7 +91,7 @@ class Recorder:
         self.error = error
 
 
-def turn_until(loop, predicate, turns=20000, seconds=10):
+def turn_until(loop, predicate, turns=20000, seconds=WAIT_SECONDS):
     """Turns the loop until predicate() is true; fails the test after that many turns or real seconds."""
     selector = loop.poller.selector
     end = time.monotonic() + seconds

@@ -1,12 +1,13 @@
 """What the tests of whole programs share: the server and the client as processes, and a server that misbehaves.
 
-Every process has its outputs in files, so that none ever waits for the test, and is killed once its time is up.
+Every process writes its output to files, so it never waits for the test. A watchdog kills one that hangs.
 """
 
 import collections
 import hashlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,12 +16,13 @@ import time
 
 import pytest
 
+from helpers import ROOT, SLOW_SECONDS, WAIT_SECONDS
 from numseq.stream import Stream, listen
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HOST = "127.0.0.1"
-SECONDS = 20  # that a process may take, at most; none needs a tenth of it
-SHARED_SECONDS = 300  # that one may take which all tests of a file use
+SECONDS = SLOW_SECONDS  # after which a process is killed because it hangs
+SHARED_SECONDS = 1800  # the same for a server that all tests of a file use
+SESSION_TIMEOUT = 600  # seconds: a busy machine ends no session, unless a test is about that
 CLIENT_ID = "123e4567-e89b-12d3-a456-426614174000"
 
 Ended = collections.namedtuple("Ended", ["status", "out", "err"])
@@ -29,21 +31,28 @@ Ended = collections.namedtuple("Ended", ["status", "out", "err"])
 # ---- processes
 
 
-def environment(**variables):
-    """This process's environment without what would change the programs', and with the variables."""
+def environment(measured=True, **variables):
+    """This process's environment and the variables, without what would change the programs' behaviour.
+
+    Coverage is not measured unless `measured`: a process killed while it writes its data leaves a damaged file.
+    """
     inherited = {name: value for name, value in os.environ.items()
-                 if name not in ("TEST_MODE", "PYTHONUNBUFFERED", "PYTHONPATH")}
+                 if name not in ("TEST_MODE", "PYTHONUNBUFFERED", "PYTHONPATH")
+                 and (measured or not name.startswith("COVERAGE_"))}
     return dict(inherited, **variables)
 
 
 class Program:
-    """A process: `arguments` after the interpreter's name. `out` and `err` are files, by default new ones."""
+    """A process: `arguments` follow the interpreter. `out` and `err` are files, by default new ones.
 
-    def __init__(self, arguments, cwd, variables, out=None, err=None, preexec=None, seconds=SECONDS):
+    One that a test is going to kill is started with measured=False.
+    """
+
+    def __init__(self, arguments, cwd, variables, out=None, err=None, preexec=None, seconds=SECONDS, measured=True):
         self._files = [tempfile.TemporaryFile() if file is None else None for file in (out, err)]
         self.process = subprocess.Popen(
             [sys.executable] + [str(argument) for argument in arguments], cwd=str(cwd),
-            env=environment(**variables), stdin=subprocess.DEVNULL, preexec_fn=preexec,
+            env=environment(measured, **variables), stdin=subprocess.DEVNULL, preexec_fn=preexec,
             stdout=self._files[0] or out, stderr=self._files[1] or err)
         self._watchdog = threading.Timer(seconds, self.process.kill)
         self._watchdog.daemon = True
@@ -72,8 +81,17 @@ class Program:
         return Ended(status, self.read(0), self.read(1))
 
     def close(self):
-        """Kills it, if it is still there, and gives the files back."""
-        if self.process.poll() is None:
+        """Interrupts it if it still runs (a second time, because a server first waits for its sessions)."""
+        for _ in range(2):
+            if self.process.poll() is None:
+                self.process.send_signal(signal.SIGINT)
+                try:
+                    self.process.wait(1)
+                except subprocess.TimeoutExpired:
+                    pass
+        try:
+            self.process.wait(WAIT_SECONDS)
+        except subprocess.TimeoutExpired:
             self.process.kill()
         self.process.wait()
         self._watchdog.cancel()
@@ -83,11 +101,13 @@ class Program:
 
 
 class ServerProgram(Program):
-    """A server on a free port, in TEST_MODE unless told otherwise."""
+    """A server on a free port, in TEST_MODE unless told otherwise. None as session_timeout is the server's default."""
 
     def __init__(self, *options, cwd=ROOT, test_mode=True, run=None, variables=None, preexec=None,
-                 seconds=SECONDS):
+                 seconds=SECONDS, session_timeout=SESSION_TIMEOUT):
         variables = dict(variables or {}, **({"TEST_MODE": "1"} if test_mode else {}))
+        if session_timeout is not None:
+            options += "--session-timeout", session_timeout
         super().__init__((run or script("server")) + (0,) + options, cwd, variables, preexec=preexec,
                          seconds=seconds)
         line = self.wait_for("\n").splitlines()[0]
@@ -111,7 +131,7 @@ def module(name):
 
 
 class Programs:
-    """Starts programs in a folder of the test's own, and sees to it that none of them stays."""
+    """Starts programs in the test's own folder, and ends those that still run at the end of the test."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -125,9 +145,11 @@ class Programs:
         """A ServerProgram."""
         return self._keep(ServerProgram(*options, **keywords))
 
-    def start_client(self, *arguments, run=script("client"), cwd=None, out=None, err=None, preexec=None, **variables):
+    def start_client(self, *arguments, run=script("client"), cwd=None, out=None, err=None, preexec=None, measured=True,
+                     **variables):
         """A client (a Program) that runs."""
-        return self._keep(Program(run + arguments, cwd or self.folder, variables, out, err, preexec))
+        return self._keep(Program(run + arguments, cwd or self.folder, variables, out, err, preexec,
+                                  measured=measured))
 
     def client(self, *arguments, **keywords):
         """Runs a client to its end; returns an Ended."""

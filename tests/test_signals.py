@@ -1,20 +1,22 @@
-"""How the server ends, and what a stalled output behind it costs: real processes and real signals."""
+"""How the server ends, and what happens when nobody reads its output: real processes and real signals.
+
+No test asserts that something is fast. A server that does not end is killed by its watchdog, and its status shows it.
+"""
 
 import os
+import select
 import signal
 import socket
 import time
 
 import pytest
 
+from helpers import WAIT_SECONDS
+from numseq.server import SESSION_TIMEOUT
 from programs import CLIENT_ID, HOST, script
 
-from numseq.server import SESSION_TIMEOUT
-
-PATIENCE = 5.0  # seconds that one socket operation may take
-LATE = 0.5  # seconds that a busy machine may add
 LINE = len("Purging client info for: %s\n" % CLIENT_ID)
-PIPE = 1024 * 1024  # bytes that a pipe and the lines that wait take together, at most
+LINES_BYTES = 128 * 1024  # more than a full pipe and the console's queue leave room for
 
 lesson = pytest.mark.lesson
 both = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -22,10 +24,10 @@ both = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 
 @pytest.fixture
 def say(sockets):
-    """A function: a connection to a port that has said so much; the socket."""
+    """A function: connects to a port, sends the data and returns the socket."""
 
     def connect(port, data):
-        peer = socket.create_connection((HOST, port), PATIENCE)
+        peer = socket.create_connection((HOST, port), WAIT_SECONDS)
         sockets.append(peer)
         peer.sendall(data)
         return peer
@@ -34,7 +36,7 @@ def say(sockets):
 
 
 def read_all(peer):
-    """All that comes until the end; None in place of a reset."""
+    """Everything up to the end of input, or None if the connection is reset."""
     data = b""
     try:
         while True:
@@ -50,26 +52,37 @@ def init(number=0, n=10):
     return b"INIT,%08d-0000-0000-0000-000000000000,%d,5;" % (number, n)
 
 
-def refused(port):
-    """Whether nobody listens there, within a second."""
-    end = time.monotonic() + 1
+def wait_until_refused(port):
+    """Waits until nobody listens on the port."""
+    end = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < end:
         try:
-            socket.create_connection((HOST, port), PATIENCE).close()
+            socket.create_connection((HOST, port), WAIT_SECONDS).close()
         except OSError:
-            return True
+            return
         time.sleep(0.005)
-    return False
+    pytest.fail("the server still listens")
+
+
+@pytest.fixture
+def begin_session(programs, say):
+    """A function: starts a server and one session; returns both."""
+
+    def begin(session_timeout):
+        server = programs.server(session_timeout=session_timeout)
+        peer = say(server.port, init())
+        assert peer.recv(100) == b"ACK;"
+        return server, peer
+
+    return begin
 
 
 @lesson(28)
 @both
-def test_signal_stops_accepting_and_lets_running_sessions_end(programs, say, number):
-    server = programs.server()
-    peer = say(server.port, init())
-    assert peer.recv(100) == b"ACK;"
+def test_signal_stops_accepting_and_lets_running_sessions_end(begin_session, number):
+    server, peer = begin_session(session_timeout=600)
     server.process.send_signal(number)
-    assert refused(server.port)
+    wait_until_refused(server.port)
     peer.sendall(b"RECV,0;RECV,1;FIN;")
     answers = read_all(peer).split(b";")
     assert [answer[:3] for answer in answers] == [b"NUM", b"NUM", b"FAC", b""]
@@ -79,60 +92,49 @@ def test_signal_stops_accepting_and_lets_running_sessions_end(programs, say, num
 
 @lesson(28)
 @both
-def test_idle_session_delays_the_end_by_its_timeout_at_most(programs, say, number):
-    """It has its second, and not more."""
-    server = programs.server()
-    peer = say(server.port, init())
-    assert peer.recv(100) == b"ACK;"
+def test_idle_session_delays_the_end_by_its_timeout_at_most(begin_session, number):
+    """The peer stays, so only the session timeout can end the server."""
     begin = time.monotonic()
+    server, peer = begin_session(session_timeout=None)
     server.process.send_signal(number)
     assert server.wait().status == 0
-    assert time.monotonic() - begin < SESSION_TIMEOUT + LATE
+    assert time.monotonic() - begin >= SESSION_TIMEOUT
     assert read_all(peer) is None
 
 
 @lesson(28)
 @both
-def test_second_signal_ends_the_server_at_once(programs, say, number):
-    server = programs.server("--session-timeout", 15)
-    peer = say(server.port, init())
-    assert peer.recv(100) == b"ACK;"
+def test_second_signal_ends_the_server_at_once(begin_session, number):
+    server, peer = begin_session(session_timeout=600)
     server.process.send_signal(number)
-    assert refused(server.port)
-    begin = time.monotonic()
+    wait_until_refused(server.port)
     server.process.send_signal(number)
     ended = server.wait()
     assert (ended.status, ended.err) == (0, "")
-    assert time.monotonic() - begin < 1 + LATE
     assert read_all(peer) is None
 
 
 @both
 def test_server_without_sessions_ends_at_once(programs, number):
     server = programs.server()
-    begin = time.monotonic()
     server.process.send_signal(number)
     ended = server.wait()
     assert (ended.status, ended.err) == (0, "")
-    assert time.monotonic() - begin < LATE
 
 
 @lesson(30)
 def test_full_output_pipe_delays_nobody_and_dropped_lines_are_counted(programs, say):
-    """Nobody reads its lines: clients are served nevertheless, and the reader who comes late is told how many are missing."""
     out, into = os.pipe()
     try:
         fill_pipe(into)
-        server = programs.start_client("0", "--retention", "0.01", out=into, TEST_MODE="1", run=script("server"))
+        server = programs.start_client("0", "--retention", "0.01", "--session-timeout", "600", out=into,
+                                       TEST_MODE="1", run=script("server"))
         port = port_of(server.process.pid)
-        count = PIPE // LINE // 8
-        for first in range(0, count, 50):
+        for first in range(0, LINES_BYTES // LINE, 50):
             for peer in [say(port, init(first + number) + b"FIN;") for number in range(50)]:
                 assert read_all(peer).startswith(b"ACK;FAC,")
                 peer.close()
-        time.sleep(0.1)
-        text = drained(out)
-        assert "lines are missing here: nobody read them in time" in text
+        read_until(out, b"lines are missing here: nobody read them in time")
         server.process.terminate()
         assert server.wait().status == 0
     finally:
@@ -141,7 +143,7 @@ def test_full_output_pipe_delays_nobody_and_dropped_lines_are_counted(programs, 
 
 
 def fill_pipe(file):
-    """Until it takes no more."""
+    """Writes to a pipe until it takes no more."""
     os.set_blocking(file, False)
     for size in 4096, 1:
         try:
@@ -153,8 +155,8 @@ def fill_pipe(file):
 
 
 def port_of(process):
-    """The port on which a process listens, of which nobody can read the first line: as /proc has it."""
-    end = time.monotonic() + PATIENCE
+    """The port on which a process listens, from /proc, for a process whose first line nobody can read."""
+    end = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < end:
         inodes = set()
         for name in os.listdir("/proc/%d/fd" % process):
@@ -171,16 +173,9 @@ def port_of(process):
     return pytest.fail("it does not listen")
 
 
-def drained(file):
-    """All that comes out of a pipe until nothing does for a moment."""
-    os.set_blocking(file, False)
+def read_until(file, expected):
+    """Reads from a pipe until the expected bytes are there."""
     text = b""
-    idle = 0
-    while idle < 20:
-        try:
-            text += os.read(file, 65536)
-            idle = 0
-        except BlockingIOError:
-            idle += 1
-            time.sleep(0.02)
-    return text.decode("ascii")
+    while expected not in text:
+        assert select.select([file], [], [], WAIT_SECONDS)[0], "not there: %r" % text[-200:]
+        text += os.read(file, 65536)
