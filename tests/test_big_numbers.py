@@ -10,6 +10,7 @@ import pytest
 
 import builds
 from builds import ROOT, scripts
+from helpers import WAIT_SECONDS
 from numseq import loop as loop_module
 from numseq.loop import WAIT_LIMIT
 
@@ -118,7 +119,7 @@ for arguments in %r:
 def outcomes(name, command_lines):
     """[(exit status, complaints)] of command lines."""
     ran = subprocess.run([sys.executable, "-c", EACH % (name, command_lines)], cwd=ROOT, stdout=subprocess.DEVNULL,
-                         stderr=subprocess.PIPE, universal_newlines=True, timeout=20)
+                         stderr=subprocess.PIPE, universal_newlines=True, timeout=WAIT_SECONDS)
     assert ran.returncode == 0, ran.stderr
     found, said = [], []
     for line in ran.stderr.splitlines():
@@ -153,14 +154,14 @@ def test_server_runs_with_the_longest_and_the_shortest_timeouts(seconds, which, 
     try:
         port = int(process.stdout.readline().rsplit(b":", 1)[1])
         try:
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            with socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS) as connection:
                 connection.sendall(b"CONT,%s;" % builds.SMALL_ID.encode("ascii"))
                 assert connection.recv(4) == b"ERR,"
         except ConnectionError:
             assert float(seconds) < 1, "it was reset before its time"
         assert process.poll() is None
         process.terminate()
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=WAIT_SECONDS)
         assert (process.returncode, err) == (0, b"")
     finally:
         builds.end(process)

@@ -11,7 +11,7 @@ import time
 import uuid
 
 import pytest
-from helpers import turn_until
+from helpers import WAIT_SECONDS, turn_until
 from programs import Liar, cut, end, hang, honest, instead, numbers_of
 
 from numseq import client as client_module
@@ -262,25 +262,31 @@ STATUSES = {
               "client.py: The server closed the connection\nclient.py: to go on: client.py CONTINUE {port}\n"),
     "lost before there was anything": (instead(GOOD, INIT=cut), 4, "", "client.py: %s\n" % RESET),
     "silent": (instead(GOOD, RECV_3=hang), 4, "",
-               "client.py: no answer for 0.2 s\nclient.py: to go on: client.py CONTINUE {port}\n"),
+               "client.py: no answer for 1 s\nclient.py: to go on: client.py CONTINUE {port}\n"),
     "broken": (instead(GOOD, RECV_3=b"NUM,1:2:3;"), 5, "",
                "client.py: The server broke the protocol: 3 numbers in batch 3, which has 5\n"
                "client.py: to go on: client.py CONTINUE {port}\n"),
 }
 
 
+def timeout_of(name):
+    """Seconds until the client gives up: short for the one that waits for it, and never reached for the others."""
+    return 1 if name == "silent" else WAIT_SECONDS
+
+
 @pytest.mark.parametrize("name", sorted(STATUSES))
 def test_each_failure_has_its_status_and_its_line(run, liar, name):
     answers, status, out, err = STATUSES[name]
     server = liar(answers)
-    assert run(server, *NEW, "-q", "--timeout", 0.2) == (status, out, err.format(port=server.port))
+    result = run(server, *NEW, "-q", "--timeout", timeout_of(name))
+    assert result == (status, out, err.format(port=server.port))
 
 
 @pytest.mark.parametrize("name", sorted(STATUSES))
 def test_transcript_ends_with_the_error_and_the_hint_is_on_stderr(run, liar, name):
     answers, status, out, err = STATUSES[name]
     server = liar(answers)
-    result = run(server, *NEW, "--timeout", 0.2)
+    result = run(server, *NEW, "--timeout", timeout_of(name))
     assert result.status == status
     assert [line for line in result.err.splitlines() if "to go on" in line] == [
         line for line in err.format(port=server.port).splitlines() if "to go on" in line]
@@ -495,7 +501,7 @@ def test_unacknowledged_new_sequence_leaves_the_earlier_state(run, liar, tmp_pat
 
 
 def test_two_clients_with_different_states_run_side_by_side(programs, tmp_path):
-    server = programs.server("--session-timeout", 0.1)
+    server = programs.server(session_timeout=0.1)
     names = [str(uuid.uuid4()) for _ in range(2)]
     command = ("-q", "--window", 4, "--retry", 1000)
     clients = [programs.start_client("NEW", 10000, server.port, "--client_id", name, "--state", name, *command)
@@ -514,6 +520,7 @@ def test_two_clients_with_different_states_run_side_by_side(programs, tmp_path):
 COUNT = 20000
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment_neither_loses_nor_repeats_numbers(programs, liar, loop, tmp_path):
     """One fetch, killed again and again while it takes many batches a turn; the server writes down what it is asked."""
     chance = random.Random(9)
@@ -525,7 +532,7 @@ def test_kill_at_any_moment_neither_loses_nor_repeats_numbers(programs, liar, lo
     while len(kills) < 14:
         server = liar(good)
         begin = ("CONTINUE",) if os.path.exists(state) else ("NEW", COUNT)
-        client = programs.start_client(*begin, server.port, "-q", "--window", 64)
+        client = programs.start_client(*begin, server.port, "-q", "--window", 64, measured=False)
         most = chance.choice([1, 2, chance.randint(3, 300)])
         turn_until(loop, lambda: len(server.heard()) >= most or client.process.poll() is not None)
         time.sleep(chance.uniform(0, 0.002))  # it goes on with what it was sent, up to any point
@@ -555,7 +562,7 @@ def test_kill_at_any_moment_neither_loses_nor_repeats_numbers(programs, liar, lo
 def test_continue_completes_and_verifies_after_a_kill(programs, port, tmp_path, seed):
     chance = random.Random(seed)
     client_id = str(uuid.uuid4())
-    client = programs.start_client("NEW", COUNT, port, "--client_id", client_id, "--window", 8)
+    client = programs.start_client("NEW", COUNT, port, "--client_id", client_id, "--window", 8, measured=False)
     client.wait_for("INIT" if seed == 0 else "RECV")
     time.sleep(chance.uniform(0, 0.06))
     client.process.kill()

@@ -285,11 +285,11 @@ def test_session_in_a_read_only_directory_with_its_state_elsewhere(read_only, in
 
 def test_session_without_a_writable_state_is_reported_and_completes(read_only, interpreter, source, tmp_path):
     build = scripts(interpreter, source, folder=read_only)
-    with serving(build, str(tmp_path), TEST_MODE="1") as port:
-        new = ["NEW", 20000, port, "--client_id", builds.LARGE_ID % 0, "--retry", 1000]
+    with serving(build, str(tmp_path), builds.SESSION_TIMEOUT, TEST_MODE="1") as port:
+        new = ["NEW", builds.LARGE, port, "--client_id", builds.LARGE_ID, "--retry", 1000]
         status, out, err = build.run("client", new, str(tmp_path))
         assert "ERROR: [Errno " in out, "not dropped"
-        assert (status, out.endswith(builds.proof(builds.LARGE_ID % 0, 20000))) == (0, True)
+        assert (status, out.endswith(builds.proof(builds.LARGE_ID, builds.LARGE))) == (0, True)
         assert (err.count("\n"), "cannot be written" in err) == (1, True)
         status, out, err = build.run("client", ["CONTINUE", port], str(tmp_path))
         assert (status, out, "begin with NEW" in err) == (2, "", True)
