@@ -12,6 +12,7 @@ import pytest
 import builds
 from builds import Build, modules, newest, oldest, prepared, scripts, serving, session, unpredictable_session
 
+pytestmark = pytest.mark.slow
 
 # ---- versions
 

@@ -76,12 +76,14 @@ def test_zipapp_is_named_numseq_pyz_by_default(tmp_path):
     assert os.listdir(str(tmp_path)) == ["numseq.pyz"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", builds.VERSIONS, ids=lambda version: "%d.%d" % version)
 def test_session_from_the_zipapp(version, pyz, tmp_path):
     build = one_file(builds.python(version), pyz)
     session(build, build, tmp_path)
 
 
+@pytest.mark.slow
 def test_session_from_the_zipapp_on_debian_minimal(debian, pyz, tmp_path):
     build = one_file(debian, pyz, "-I", "-S", "-B")
     session(build, build, tmp_path)
@@ -130,6 +132,7 @@ def packages(clone, tmp_path_factory):
     return wheel, sdist
 
 
+@pytest.mark.slow
 def test_wheel_has_the_package_and_no_tests(packages):
     wheel, _ = packages
     expected = ["numseq/" + name for name in os.listdir(os.path.join(ROOT, "numseq")) if name.endswith(".py")]
@@ -138,6 +141,7 @@ def test_wheel_has_the_package_and_no_tests(packages):
     assert os.path.basename(wheel).endswith("-py3-none-any.whl")
 
 
+@pytest.mark.slow
 def test_sdist_has_the_whole_project(packages):
     _, sdist = packages
     with tarfile.open(sdist) as archive:
@@ -147,6 +151,7 @@ def test_sdist_has_the_whole_project(packages):
     assert [name for name in names if name.endswith((".pyc", ".pyz"))] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["clone", "sdist", "wheel"])
 def test_both_commands_run_once_installed_from(what, request, tmp_path):
     if what == "clone":
