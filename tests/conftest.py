@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 
@@ -149,6 +150,28 @@ def client_of(sockets):
         return client
 
     return connect
+
+
+@pytest.fixture
+def traced():
+    """A function: starts to count memory; returns a function that says by how many bytes Python's objects grew since."""
+
+    def start():
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        return lambda: tracemalloc.get_traced_memory()[0] - before
+
+    yield start
+    tracemalloc.stop()
+
+
+@pytest.fixture
+def open_files():
+    """A function: how many files this process has open."""
+    folder = "/proc/self/fd"
+    if not os.path.isdir(folder):
+        pytest.skip("open files cannot be counted here")
+    return lambda: len(os.listdir(folder))
 
 
 # ---- programs

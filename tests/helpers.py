@@ -114,11 +114,12 @@ def pass_time(loop, clock, seconds):
 
 
 class SpySocket:
-    """A socket that remembers the system calls of a stream on it, and what each send was given."""
+    """A socket that remembers the system calls of its stream, what each send was given, and which errors it raised."""
 
     def __init__(self, real):
         self.calls = []
         self.sent = []
+        self.errors = []
         self._real = real
 
     def recv(self, size):
@@ -128,10 +129,20 @@ class SpySocket:
     def send(self, data, flags=0):
         self.calls.append("send")
         self.sent.append(bytes(data))
-        return self._real.send(data, flags)
+        try:
+            return self._real.send(data, flags)
+        except OSError as error:
+            self.errors.append(error)
+            raise
 
     def __getattr__(self, name):
         return getattr(self._real, name)
+
+
+def spy_on(stream):
+    """Puts a SpySocket before the stream's socket: its interface does not show which system calls it makes."""
+    stream._socket = SpySocket(stream._socket)
+    return stream._socket
 
 
 def is_idle(loop, turns=200):

@@ -10,11 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-import tracemalloc
 
 import pytest
 
-from helpers import ANY_PORT, ROOT, SLOW_SECONDS, WAIT_SECONDS, SpySocket, read_from, read_to_end, turn_until
+from helpers import ANY_PORT, ROOT, SLOW_SECONDS, WAIT_SECONDS, read_from, read_to_end, spy_on, turn_until
 from numseq import protocol
 from numseq.server import Server
 from numseq.store_memory import MemoryStore
@@ -146,8 +145,7 @@ def counted(loop, server, sockets, monkeypatch):
     opening = protocol.encode(protocol.INIT, client_id(0), b"65535", b"5")
     assert ask(loop, peer, opening, 4) == protocol.ACK_MESSAGE
     session, = server.sessions
-    session.stream._socket = SpySocket(session.stream._socket)
-    calls = session.stream._socket.calls
+    calls = spy_on(session.stream).calls
     for name in "register", "modify", "unregister":
         monkeypatch.setattr(loop.poller.selector, name, lambda *_, name=name: calls.append(name))
     return peer, calls
@@ -185,14 +183,6 @@ def test_wrong_index_costs_no_more_than_a_right_one(loop, counted):
     assert calls == ["recv", "send"]
 
 
-@pytest.fixture
-def traced():
-    """A function: the bytes that Python objects take now."""
-    tracemalloc.start()
-    yield lambda: tracemalloc.get_traced_memory()[0]
-    tracemalloc.stop()
-
-
 def open_group(loop, server, sockets, group):
     """Connections in the backlog, which so far hold memory of the kernel alone."""
     peers = [connect(server) for _ in range(CONNECTIONS)]
@@ -211,9 +201,9 @@ def greet(loop, peers):
 def test_idle_connection_takes_little_memory(loop, server, sockets, traced):
     greet(loop, open_group(loop, server, sockets, 0))
     peers = open_group(loop, server, sockets, 1)
-    before = traced()
+    grown = traced()
     greet(loop, peers)
-    assert 0 < (traced() - before) / CONNECTIONS <= IDLE_MOST
+    assert 0 < grown() / CONNECTIONS <= IDLE_MOST
 
 
 def test_retained_client_takes_little_memory(loop, server, sockets, traced):
@@ -229,8 +219,8 @@ def test_retained_client_takes_little_memory(loop, server, sockets, traced):
         sockets.clear()
 
     leave(0)
-    before = traced()
+    grown = traced()
     for group in range(1, 1 + GROUPS):
         leave(group)
     assert len(server.store) == CONNECTIONS * (1 + GROUPS)
-    assert 0 < (traced() - before) / (CONNECTIONS * GROUPS) <= RETAINED_MOST
+    assert 0 < grown() / (CONNECTIONS * GROUPS) <= RETAINED_MOST

@@ -6,7 +6,6 @@ import os
 import random
 import re
 import socket
-import tracemalloc
 
 import pytest
 
@@ -355,18 +354,14 @@ def test_error_arrives_though_the_client_has_sent_megabytes(running, before, exp
     assert running.all_that_is_said(before + bad) == expected + error(protocol.UNKNOWN_TYPE)
 
 
-def test_endless_message_is_refused_at_once_and_not_buffered(running):
+def test_endless_message_is_refused_at_once_and_not_buffered(running, traced):
     peer, session = running.connected()
     peer.sendall(b"x" * 60)
     assert running.read_to_end(peer) == error(protocol.TOO_LONG)
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        running.send(peer, b"x" * 4 * 1024 * 1024)
-        running.turn(3)
-        assert tracemalloc.get_traced_memory()[0] - before < 512 * 1024
-    finally:
-        tracemalloc.stop()
+    grown = traced()
+    running.send(peer, b"x" * 4 * 1024 * 1024)
+    running.turn(3)
+    assert grown() < 512 * 1024
 
 
 def test_client_that_does_not_hang_up_after_its_error_is_cut_off(running):
@@ -1067,24 +1062,19 @@ def test_reused_id_gets_another_sequence_without_test_mode(start):
     assert running.all_that_is_said(init(50, 50) + b"RECV,0;FIN;") != first
 
 
-def test_drawn_numbers_are_bounded_and_drawn_again_the_same(start, monkeypatch):
+def test_drawn_numbers_are_bounded_and_drawn_again_the_same(start, monkeypatch, traced):
     size = 65535  # a byte a number
     monkeypatch.setattr(server_module, "DRAWN_MOST", 3 * size)
     running = start(test_mode=False)
     ids = [b"%08x-0000-0000-0000-000000000000" % i for i in range(12)]
     peers = [running.connect() for _ in ids]
     answers = []
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        for client_id, peer in zip(ids, peers):
-            peer.sendall(init(65535, 5, client_id) + b"RECV,13000;RECV,7;")
-            answers.append(running.read_messages(peer, 3))
-        running.turn(3)
-        used = tracemalloc.get_traced_memory()[0] - before
-    finally:
-        tracemalloc.stop()
-    assert used < 5 * size, "12 sequences were drawn, of which 3 may stay"
+    grown = traced()
+    for client_id, peer in zip(ids, peers):
+        peer.sendall(init(65535, 5, client_id) + b"RECV,13000;RECV,7;")
+        answers.append(running.read_messages(peer, 3))
+    running.turn(3)
+    assert grown() < 5 * size, "12 sequences were drawn, of which 3 may stay"
     assert len(set(answers)) == 12
     for answer, client_id, peer in zip(answers, ids, peers):
         peer.sendall(b"RECV,13000;RECV,7;FIN;")
@@ -1142,21 +1132,17 @@ def test_client_gone_before_its_checksum_costs_nothing_more(start):
     assert running.all_that_is_said(cont() + b"FIN;") == b"ACK;" + fac(65535)
 
 
-def test_drawn_numbers_go_with_their_connection(start):
+def test_drawn_numbers_go_with_their_connection(start, traced):
     running = start()
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        for i in range(5):
-            peer, session = running.connected()
-            del session
-            client_id = b"%08x-0000-0000-0000-000000000000" % i
-            draw = random.Random(client_id.decode()).randint
-            running.say(peer, init(65535, 3, client_id) + b"RECV,0;", b"ACK;" + num([draw(0, 100) for _ in range(3)]))
-            running.hang_up(peer)
-        assert tracemalloc.get_traced_memory()[0] - before < 2 * 65535
-    finally:
-        tracemalloc.stop()
+    grown = traced()
+    for i in range(5):
+        peer, session = running.connected()
+        del session
+        client_id = b"%08x-0000-0000-0000-000000000000" % i
+        draw = random.Random(client_id.decode()).randint
+        running.say(peer, init(65535, 3, client_id) + b"RECV,0;", b"ACK;" + num([draw(0, 100) for _ in range(3)]))
+        running.hang_up(peer)
+    assert grown() < 2 * 65535
 
 
 # ---- listening and telling
@@ -1206,11 +1192,8 @@ def test_record_holds_the_seed_and_not_the_sequence(start, loop):
     assert records == [Record(ID.decode(), 65535, 9)]
 
 
-def test_connections_do_not_leak_files(running):
-    files = "/proc/self/fd"
-    if not os.path.isdir(files):
-        pytest.skip("no way to count files here")
-    before = len(os.listdir(files))
+def test_connections_do_not_leak_files(running, open_files):
+    before = open_files()
     for data in (init() + b"FIN;", b"NOPE;", cont() + b"RECV,9;FIN;", cont() + b"RECV") * 5:
         peer = running.connect()
         peer.sendall(data)
@@ -1218,4 +1201,4 @@ def test_connections_do_not_leak_files(running):
         running.read_to_end(peer)
         peer.close()
     running.turn_until(lambda: not running.server.sessions)
-    assert len(os.listdir(files)) == before
+    assert open_files() == before

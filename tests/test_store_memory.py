@@ -1,7 +1,6 @@
 """Records in memory: how many are forgotten at once, what they cost, and what is left of them. The clock is the test's."""
 
 import random
-import tracemalloc
 
 import pytest
 
@@ -97,51 +96,36 @@ def test_unused_store_can_be_closed(store, loop):
     assert loop.timers() == 0
 
 
-def test_retained_record_takes_less_than_300_bytes(make_store):
+def test_retained_record_takes_less_than_300_bytes(make_store, traced):
     store = make_store()
     count = 12000  # where dicts have just grown: the worst of it
     generator = random.Random(1)
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        for i in range(count):
-            keep(store, b"123e4567-e89b-12d3-a456-%012x" % i, Record(generator.getrandbits(128).to_bytes(16, "little"), i, 5))
-        used = tracemalloc.get_traced_memory()[0] - before
-    finally:
-        tracemalloc.stop()
-    assert used / count < 300
+    grown = traced()
+    for i in range(count):
+        keep(store, b"123e4567-e89b-12d3-a456-%012x" % i, Record(generator.getrandbits(128).to_bytes(16, "little"), i, 5))
+    assert grown() / count < 300
 
 
-def test_reopening_one_record_for_long_leaves_no_trace(store, loop):
+def test_reopening_one_record_for_long_leaves_no_trace(store, loop, traced):
     """Deadlines that are moved must not pile up behind it."""
     keep(store, b"a")
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        for _ in range(20000):
-            answer(store.open, b"a")
-            answer(store.release, b"a")
-        used = tracemalloc.get_traced_memory()[0] - before
-    finally:
-        tracemalloc.stop()
-    assert used < 20000
+    grown = traced()
+    for _ in range(20000):
+        answer(store.open, b"a")
+        answer(store.release, b"a")
+    assert grown() < 20000
     assert loop.timers() == 1
 
 
-def test_records_that_come_and_go_for_long_leave_no_trace(store, loop, forgotten):
+def test_records_that_come_and_go_for_long_leave_no_trace(store, loop, forgotten, traced):
     for i in range(500):
         keep(store, b"first %d" % i)
     loop.run()
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        for i in range(20):
-            for j in range(200):
-                keep(store, b"%d %d" % (i, j))
-            loop.run()
-            assert len(store) == 0
-            forgotten.clear()
-        used = tracemalloc.get_traced_memory()[0] - before
-    finally:
-        tracemalloc.stop()
-    assert used < 200 * 400
+    grown = traced()
+    for i in range(20):
+        for j in range(200):
+            keep(store, b"%d %d" % (i, j))
+        loop.run()
+        assert len(store) == 0
+        forgotten.clear()
+    assert grown() < 200 * 400

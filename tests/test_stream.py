@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from helpers import (ANY_PORT, Recorder, SpySocket, boom, echo, fill, interest, is_idle, read_from, read_to_end, reset,
-                     run_python, turn_until)
+from helpers import (ANY_PORT, Recorder, boom, echo, fill, interest, is_idle, read_from, read_to_end, reset,
+                     run_python, spy_on, turn_until)
 from numseq import loop as reactor
 from numseq import stream as module
 from numseq.loop import READ, WRITE
@@ -272,9 +272,10 @@ def test_small_answers_do_not_wait_for_an_acknowledgement(loop, listener, client
     handler = Recorder()
     connect(loop, listener.address[0], listener.address[1], handler)
     turn_until(loop, lambda: listener.accepted and handler.stream)
-    for end in listener.accepted[0], handler.stream._socket:
-        assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert end.gettimeout() == 0
+    for file in listener.accepted[0].fileno(), handler.stream.fileno():
+        with socket.socket(fileno=os.dup(file)) as end:
+            assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert not os.get_blocking(file)
 
 
 # ---- connecting
@@ -373,7 +374,7 @@ def test_connection_given_up_is_not_reported(loop, listener, turns):
     handler = Recorder()
     connector = connect(loop, listener.address[0], listener.address[1], handler)
     if turns:
-        connector._next()  # on its way
+        loop.turn()  # it is on its way
     connector.abort()
     connector.abort()
     assert is_idle(loop)
@@ -437,7 +438,7 @@ def test_writes_of_one_turn_go_out_in_one_send(loop, make_pair):
     """Lesson 27: however it was written, and from where."""
     handler = Recorder(lambda stream: [stream.write(b"%d" % i) for i in range(5)] and None)
     stream, peer = make_pair(handler)
-    stream._socket = spy = SpySocket(stream._socket)
+    spy = spy_on(stream)
     peer.send(b"?")
     loop.call_later(0, lambda: stream.write(b"!"))
     turn_until(loop, lambda: handler.events and not loop.attention)
@@ -927,12 +928,11 @@ def test_error_sent_by_the_peer_is_read_when_a_send_fails(loop, make_pair):
     loop.turn()
     peer.send(b"ERR,no;")
     peer.close()
-    failed = []
+    spy = spy_on(stream)
     for _ in range(3):  # the peer resets at the first, the second fails
         stream.write(b"more")
         stream.settle()
-        failed.append(stream._error)
-    assert failed[-1] is not None
+    assert spy.errors
     turn_until(loop, lambda: handler.closed_times)
     assert handler.data == b"ERR,no;"
     assert handler.error.errno in (errno.EPIPE, errno.ECONNRESET)
