@@ -16,7 +16,7 @@ def read(*path):
 setup(
     name="numseq",
     version=re.search(r'^__version__ = "(.+)"$', read("numseq", "version.py"), re.MULTILINE).group(1),
-    description="A complete, checksummed sequence of numbers over connections that drop, for the smallest of Pythons",
+    description="A complete, checksummed sequence of numbers over connections that drop, in plain Python",
     long_description=read("README.md"),
     long_description_content_type="text/markdown",
     python_requires=">=3.6",

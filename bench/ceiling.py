@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What a server in Python cannot beat: the bytes of the protocol over bare recv and send on epoll, and no protocol.
+"""The fastest a Python server can be: bare recv and send of the same bytes on epoll, without a protocol.
 
     python bench/ceiling.py BATCH WINDOW [keep]
 
-Whatever is read, its first byte picks the answer, which was made beforehand: nothing is parsed, drawn, checked, timed
-or told apart. It is well-formed, so that the load can be the same as a server's. One read has to be one request, or
-one window of them. With `keep` it remembers every client.
+Whatever is read, its first byte picks the answer, which was made beforehand: nothing is parsed, drawn,
+checked, timed or told apart. It is well-formed, so that the load can be the same as a server's. One read has
+to be one request, or one window of them. With `keep` it remembers every client.
 """
 
 import hashlib
@@ -24,12 +24,14 @@ SEED_BYTES = 16  # of what is kept of a client
 
 
 def answers_to(batch, window):
-    """{first byte of a read: its answer}, with `batch` random numbers in a NUM, and `window` NUMs to a read."""
+    """{first byte of a read: its answer}, with `batch` random numbers in a NUM, and `window` NUMs to a read.
+    """
     draw = random.Random(batch).randint
     numbers = [draw(0, 100) for _ in range(batch)]
     reply = b"NUM," + b":".join(b"%d" % number for number in numbers) + b";"
     checksum = hashlib.new("md5", str(numbers).encode("ascii")).hexdigest()
-    return {b"I"[0]: b"ACK;", b"C"[0]: b"ACK;", b"R"[0]: reply * window, b"F"[0]: b"FAC,%b;" % checksum.encode("ascii")}
+    return {b"I"[0]: b"ACK;", b"C"[0]: b"ACK;", b"R"[0]: reply * window,
+            b"F"[0]: b"FAC,%b;" % checksum.encode("ascii")}
 
 
 def listen():
@@ -42,7 +44,10 @@ def listen():
 
 
 def serve(listening, answers, keep):
-    """Answers what comes, and closes after a FIN. The sockets block: none is read before there is something."""
+    """Answers what comes, and closes after a FIN.
+
+    The sockets block: none is read before there is something.
+    """
     epoll = select.epoll()
     epoll.register(listening.fileno(), select.EPOLLIN)
     last = b"F"[0]

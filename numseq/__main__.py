@@ -1,6 +1,7 @@
-"""The demonstration in one command: `python -m numseq`; and `python -m numseq server ...`, `python -m numseq client ...`."""
+"""`python -m numseq` runs the demonstration, `python -m numseq server|client ...` the programs."""
 
-if __name__ == "__main__" and not __package__:  # run as a folder: let the package be found, and run it from there
+# run as a folder: let the package be found, and run it from there
+if __name__ == "__main__" and not __package__:
     import os
     import sys
 
@@ -41,7 +42,8 @@ def main(arguments=None):
         print("numseq " + __version__)
         return 0
     else:
-        sys.stderr.write("%s: unknown command %a, expected server or client (see %s -h)\n" % (program, command, program))
+        sys.stderr.write("%s: unknown command %a, expected server or client (see %s -h)\n"
+                         % (program, command, program))
         return 2
     return run(rest, "%s %s" % (program, command))
 

@@ -5,7 +5,8 @@
     python numseq/client.py CONTINUE 5000
 """
 
-if __name__ == "__main__" and not __package__:  # run as a file: let the package be found, and run it from there
+# run as a file: let the package be found, and run it from there
+if __name__ == "__main__" and not __package__:
     import os
     import sys
 
@@ -42,7 +43,10 @@ STATUSES = """exit statuses:
 
 
 def parse_arguments(arguments, program):
-    """The settings (a namespace). Where the arguments are wrong, ends the program with a line that says why."""
+    """The settings (a namespace).
+
+    Where the arguments are wrong, ends the program with a line that says why.
+    """
     from . import options
 
     parser = options.Parser(prog=program, description=DESCRIPTION, epilog=STATUSES,
@@ -54,15 +58,16 @@ def parse_arguments(arguments, program):
     more = commands.add_parser("CONTINUE", help="go on with the last sequence",
                                description="Goes on with the sequence of the last NEW, from its state file.",
                                epilog=STATUSES, formatter_class=options.RawDescription)
-    new.add_argument("n", type=options.number(0, protocol.N_MOST), help="how many numbers, 0 to %d" % protocol.N_MOST)
+    new.add_argument("n", type=options.number(0, protocol.N_MOST),
+                     help="how many numbers, 0 to %d" % protocol.N_MOST)
     for command in (new, more):
         add = command.add_argument
         add("port", type=options.server_port, help="the server's port")
         if command is new:
             add("--client_id", "--client-id", type=options.client_id, metavar="UUID",
                 help="the id under which the server keeps the sequence (a new one)")
-            add("--batch_size", "--batch-size", type=options.number(1, protocol.BATCH_MOST), default=BATCH, metavar="N",
-                help="numbers in a message (%(default)s)")
+            add("--batch_size", "--batch-size", type=options.number(1, protocol.BATCH_MOST), default=BATCH,
+                metavar="N", help="numbers in a message (%(default)s)")
         add("--host", default=HOST, help="the server's name or address (%(default)s)")
         add("--state", default=STATE, metavar="PATH",
             help="the file that CONTINUE goes on from (%(default)s in the current directory)")
@@ -72,7 +77,8 @@ def parse_arguments(arguments, program):
             help="silence after which a connection is given up, also while connecting (%(default)s)")
         add("--window", type=options.number(1, WINDOW_MOST), metavar="W",
             help="requests in flight (1, or %d with --quiet)" % WINDOW)
-        add("--output", metavar="FILE", help="write the verified numbers there, one per line; - is standard output")
+        add("--output", metavar="FILE",
+            help="write the verified numbers there, one per line; - is standard output")
         add("-q", "--quiet", action="store_true", help="print only the result")
         add("--no-progress", dest="progress", action="store_false", help="show no progress on a terminal")
         add("--version", action="version", version=options.VERSION)
@@ -126,10 +132,12 @@ class Command:
         return self.conclude(transfer)
 
     def done(self, transfer, error):
+        """Called once with the finished transfer and its error, or None."""
         self.error = error
         self.loop.stop()
 
     def interrupt(self):
+        """Ends the fetch, because of a signal."""
         self.interrupted = True
         self.loop.stop()
 
@@ -146,7 +154,8 @@ class Command:
                 output.put_numbers(self.settings.output, bytes(transfer.journal.numbers))
             return COMPLETE
         if isinstance(error, ChecksumMismatch):
-            self.complain("these are not the server's numbers, so they were dropped; CONTINUE fetches them again")
+            self.complain("these are not the server's numbers, so they were dropped; "
+                          "CONTINUE fetches them again")
         elif self.settings.quiet:
             self.complain("refused: %s" % error if isinstance(error, Refused) else error)
         self.hint(error.resumable and transfer.journal.kept)
@@ -157,7 +166,8 @@ class Command:
         settings = self.settings
         if possible:
             options = [" %s %s" % (name, value if value.isprintable() and " " not in value else repr(value))
-                       for name, value, default in (("--host", settings.host, HOST), ("--state", settings.state, STATE))
+                       for name, value, default in (("--host", settings.host, HOST),
+                                                    ("--state", settings.state, STATE))
                        if value != default]
             self.complain("to go on: %s CONTINUE %d%s" % (self.program, settings.port, "".join(options)))
 

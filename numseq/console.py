@@ -21,7 +21,8 @@ class Console:
         self.dropped = 0  # dropped lines not yet reported
         self._waiting = bytearray()
         self._torn = False  # whether the last line in the file lacks its end
-        self._pollable = True  # False once the selector has refused the file: a disk or a null device is always ready
+        # False once the selector has refused the file: a disk or a null device is always ready
+        self._pollable = True
         self._restore = None  # the number of a file to be made blocking again
         self._reopened = None  # the number of a file to be closed
         self._file = file
@@ -75,7 +76,7 @@ class Console:
             self._reopened = None
 
     def _write(self):
-        """Writes what the file takes; returns whether the rest is due next turn, without waiting for the file."""
+        """Writes what the file takes; returns whether to write the rest next turn, without a poll."""
         try:
             with memoryview(self._waiting) as view, view[:WRITE_MOST] as head:
                 written = os.write(self._file, head) if head else 0
@@ -106,11 +107,12 @@ class Console:
         self._regular = stat.S_ISREG(mode)
         if self._regular:
             return  # a disk never blocks for long, and cannot be watched
-        # Non-blocking is a property of the open file, which other processes share (a shell and its terminal): so open
-        # it once more.
+        # Non-blocking is a property of the open file, which other processes share (a shell and its terminal):
+        # so open it once more.
         if stat.S_ISFIFO(mode) or os.isatty(file):
             try:
-                self._file = self._reopened = os.open("/proc/self/fd/%d" % file, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+                self._file = self._reopened = os.open("/proc/self/fd/%d" % file,
+                                                      os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
                 return
             except OSError:  # no /proc, or not ours to open
                 pass

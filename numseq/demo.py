@@ -1,4 +1,4 @@
-"""A demonstration in one process, on one loop: a fetch whose connection is cut, and that goes on and is verified."""
+"""A demonstration in one process, on one loop: a fetch whose connection is cut, continued and verified."""
 
 import sys
 
@@ -17,7 +17,7 @@ SECONDS_MOST = 20.0  # ends the demonstration if it hangs
 
 
 def main(program="numseq"):
-    """Runs it on standard output; returns 0 if the checksum is valid, else 1, or the status where output fails."""
+    """Prints the demonstration; returns 0 for a valid checksum, else 1, or the status of failed output."""
     try:
         return show()
     except (BrokenPipeError, OutputFailed) as error:

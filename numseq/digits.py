@@ -1,7 +1,7 @@
 """Numbers from 0 to 100, one per byte, to and from decimal text: many at once, without an object for each.
 
-In padded text every number is equally wide: three bytes for its digits, of which missing ones are zero bytes, and the
-bytes of the separator. `unpad` deletes the zero bytes. `read` goes the other way, for indices.
+In padded text every number is equally wide: three bytes for its digits, of which missing ones are zero bytes,
+and the bytes of the separator. `unpad` deletes the zero bytes. `read` goes the other way, for indices.
 """
 
 import struct
@@ -15,8 +15,9 @@ RUN = 1024  # numbers that `read` takes at once
 TAB = b"\t"  # before each number that `read` takes
 READ_MOST = 0xFFFF  # the largest number that `read` takes
 _PLACES = 8  # a TAB and up to 7 digits: four bits each, in a lane of 32
-# How the 8 digits of each lane become a number, in all lanes at once: pairs of digits, then of pairs, then of fours, by
-# shift, mask of the upper half, and its weight. The lowest digit comes first, because the text is reversed.
+# How the 8 digits of each lane become a number, in all lanes at once: pairs of digits, then of pairs, then of
+# fours, by shift, mask of the upper half, and its weight. The lowest digit comes first, because the text is
+# reversed.
 _STEPS = [(shift, int.from_bytes(mask * (4 * RUN // len(mask)), "big"), scale) for shift, mask, scale in (
     (4, b"\x0f", 10), (8, b"\x00\xff", 100), (16, b"\x00\x00\xff\xff", 10000))]
 _TOO_LARGE = _STEPS[2][1] << 16
@@ -42,7 +43,8 @@ _NO_MARKS = columns(PAD * DIGITS)
 
 
 def pad(numbers, row, width, columns=_NO_MARKS):
-    """The numbers (bytes) as padded text (bytearray): written over `row` (bytes), repeated, each in `width` bytes."""
+    """The numbers (bytes) as padded text (bytearray): `row` (bytes) repeated, each number in `width` bytes.
+    """
     size = width * len(numbers)
     padded = bytearray(row * -(-size // len(row)))
     del padded[size:]
@@ -57,7 +59,7 @@ def unpad(padded):
 
 
 def writer(before, separator, after):
-    """A function from numbers (bytes) to text (bytes): `before`, the numbers with separators between, `after`."""
+    """Returns a function from numbers (bytes) to text: `before`, the numbers with separators, `after`."""
     formats = [before + separator.join([b"%d"] * count) + after for count in range(BULK)]
     row, whole = place(separator), before + b"%b" + after
 
@@ -70,7 +72,10 @@ def writer(before, separator, after):
 
 
 def parse(texts):
-    """The numbers (bytes) of a list of texts (bytes), each as `%d` writes 0 to 100. Raises KeyError for any other."""
+    """The numbers (bytes) of a list of texts (bytes), each as `%d` writes 0 to 100.
+
+    Raises KeyError for any other.
+    """
     return bytes(map(_VALUES.__getitem__, texts))
 
 
@@ -79,15 +84,18 @@ def read_plainly(text, count, scale):
     before, *texts = text.split(TAB)
     if before or len(texts) != count or not all(len(each) < _PLACES and each.isdigit() for each in texts):
         return None
-    return tuple(scale * int(each) for each in texts) if max(map(int, texts), default=0) <= READ_MOST else None
+    if max(map(int, texts), default=0) > READ_MOST:
+        return None
+    return tuple(scale * int(each) for each in texts)
 
 
 def read(text, count, scale):
-    """The `count` numbers (1 to RUN) in the text (bytes), each after a TAB, times scale (up to READ_MOST), as a tuple.
+    """Reads `count` numbers (1 to RUN), each after a TAB, times scale (to READ_MOST), as a tuple.
 
-    None where a number is above READ_MOST or has not 1 to 7 digits, and for any other text. Takes three fifths of the
-    time of `read_plainly`: tabs are expanded to columns of 8, and all columns are added up as one large integer, pairs
-    of digits first (SWAR: Lamport, "Multiple byte processing with full-word instructions", 1975).
+    None where a number is above READ_MOST or has not 1 to 7 digits, and for any other text. Takes three
+    fifths of the time of `read_plainly`: tabs are expanded to columns of 8, and all columns are added up as
+    one large integer, pairs of digits first (SWAR: Lamport, "Multiple byte processing with full-word
+    instructions", 1975).
     """
     aligned = text[::-1].expandtabs(_PLACES)  # reversed, so that the lowest digit comes first in each column
     if len(aligned) != _PLACES * count or count > RUN:

@@ -1,13 +1,13 @@
-"""The state file: what a client keeps between its runs, which are the client id and the numbers that have arrived.
+"""The state file: the client id and the received numbers, which a client keeps between its runs.
 
-Batches are requested in order and replies come in the order of the requests, so what a client has is always the
-beginning of its sequence. The file is a line,
+Batches are requested in order and replies come in the order of the requests, so what a client has is always
+the beginning of its sequence. The file is a line,
 
     numseq 1 <client id> <n> <batch> <crc32 of all before it, as 8 hex digits>
 
-followed by the numbers, one per byte. It is created whole and put in place by a rename; after that, numbers are only
-appended. So after a kill at any moment the file is right as far as it goes, except that its last batch may be torn. It is
-not forced to the disk: a power cut may lose it.
+followed by the numbers, one per byte. It is created whole and put in place by a rename; after that, numbers
+are only appended. So after a kill at any moment the file is right as far as it goes, except that its last
+batch may be torn. It is not forced to the disk: a power cut may lose it.
 """
 
 import binascii
@@ -25,8 +25,8 @@ HEADER_MOST = 128  # bytes of the first line; it has 73 at the most
 class Journal:
     """A sequence as far as it has arrived: in memory and, with a path, in a file.
 
-    client_id is bytes; numbers is a bytearray, one number per byte, to which the owner appends. complain(text) is called
-    once if the file cannot be written; the fetch goes on without it.
+    client_id is bytes; numbers is a bytearray, one number per byte, to which the owner appends.
+    complain(text) is called once if the file cannot be written; the fetch goes on without it.
     """
 
     def __init__(self, client_id, n, batch, numbers=b"", path=None, complain=lambda text: None):
@@ -98,7 +98,8 @@ class Journal:
     def _give_up(self, error):
         self.close()
         what = "go on from what is there" if self.kept else "not be possible"
-        self._complain("the state %a cannot be written, CONTINUE will %s: %s" % (self.path, what, error.strerror))
+        self._complain("the state %a cannot be written, CONTINUE will %s: %s"
+                       % (self.path, what, error.strerror))
         self._complain = lambda text: None
         self.kept = False
 
@@ -119,7 +120,8 @@ def load(path, complain=lambda text: None):
         raise UsageError("the state %a is of another version, begin with NEW" % path)
     try:
         magic, _, client_id, n, batch, check = fields
-        if b"%08x" % binascii.crc32(header[:-len(check)]) != check or magic != MAGIC or not protocol.is_id(client_id):
+        intact = b"%08x" % binascii.crc32(header[:-len(check)]) == check
+        if not intact or magic != MAGIC or not protocol.is_id(client_id):
             raise ValueError("damaged")
         n = protocol.parse_number(n, 0, protocol.N_MOST)
         batch = protocol.parse_number(batch, 1, protocol.BATCH_MOST)
@@ -127,7 +129,8 @@ def load(path, complain=lambda text: None):
             raise ValueError("damaged")
     except ValueError:
         raise UsageError("the state %a is damaged, begin with NEW" % path) from None
-    whole = len(numbers) if len(numbers) == n else len(numbers) // batch * batch  # a torn batch is requested again
+    # a torn batch is requested again
+    whole = len(numbers) if len(numbers) == n else len(numbers) // batch * batch
     journal = Journal(client_id, n, batch, numbers[:whole], path, complain)
     journal.kept = True
     return journal

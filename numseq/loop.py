@@ -28,10 +28,13 @@ import time
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 
-READ_SIZE = 64 * 1024  # bytes of one recv, one per turn: what a connection may have answered before the next one's turn;
+# bytes of one recv, one per turn: what a connection may have answered before the next one's turn;
+READ_SIZE = 64 * 1024
 # as much as malloc gives without asking the system (256 KiB cost ten times as long)
-OUTPUT_HIGH = 256 * 1024  # unsent bytes above which a stream is not read: its peer sends requests, but reads no replies
-SETTLE_AFTER = 4  # objects to settle before the next event: settling each wakes a sleeping peer for each answer, and
+# unsent bytes above which a stream is not read: its peer sends requests, but reads no replies
+OUTPUT_HIGH = 256 * 1024
+# objects to settle before the next event: settling each wakes a sleeping peer for each answer, and
+SETTLE_AFTER = 4
 # with 64 the kernel's data of the first has left the cache (4 % of a whole session)
 TIMERS_PER_TURN = 256  # timers run per turn, so that thousands due at once do not starve the sockets
 COMPACT_ABOVE = 1024  # cancelled timers that may stay in the heap, however small it is
@@ -55,7 +58,8 @@ class Loop:
         self.output_high = OUTPUT_HIGH
         self.attention = {}  # objects to take up and to settle, in order; a set that keeps its order
         self._clock = clock
-        # A heap of [when, order, callback]: callback is None once cancelled or run, when is None out of the heap.
+        # A heap of [when, order, callback]: callback is None once cancelled or run, when is None out of the
+        # heap.
         self._timers = []
         self._order = 0  # breaks ties of `when`, so that equal deadlines run in order
         self._cancelled = 0  # cancelled timers in the heap
@@ -65,7 +69,7 @@ class Loop:
     # ---- time
 
     def call_at(self, when, callback):
-        """Runs callback() once `now` reaches `when` (seconds on the loop's clock); returns a handle for `cancel`."""
+        """Runs callback() when the loop's clock reaches `when` (seconds); returns a handle for `cancel`."""
         self._order += 1
         timer = [when, self._order, callback]
         heapq.heappush(self._timers, timer)
@@ -83,8 +87,8 @@ class Loop:
         if timer[0] is None:  # already out of the heap, to be run in this turn
             return
         self._cancelled += 1
-        # Most timers are cancelled long before they are due. They are removed once they are half of the heap, at a
-        # constant cost per timer.
+        # Most timers are cancelled long before they are due. They are removed once they are half of the heap,
+        # at a constant cost per timer.
         if self._cancelled > COMPACT_ABOVE and self._cancelled * 2 > len(self._timers):
             self._timers = [timer for timer in self._timers if timer[2] is not None]
             heapq.heapify(self._timers)
@@ -97,7 +101,10 @@ class Loop:
     # ---- signals
 
     def on_signal(self, number, callback):
-        """Runs callback() in the loop after signal `number`. Only in the main thread, where Python allows it."""
+        """Runs callback() in the loop after signal `number`.
+
+        Only in the main thread, where Python allows it.
+        """
         if self._signals is None:
             self._signals = Signals(self)
         self._signals.add(number, callback)
@@ -116,7 +123,8 @@ class Loop:
 
     def turn(self):
         """One iteration."""
-        # 1. How long to wait: not at all if an object asks for attention, because its work is in buffers, which no
+        # 1. How long to wait: not at all if an object asks for attention, because its work is in buffers,
+        # which no
         #    selector sees; else until the first timer. The selector rounds up, so that no wait is a busy one.
         first = self._first_timer()
         if self.attention:
@@ -138,8 +146,10 @@ class Loop:
                 self.guard(each, each.take_up)
                 if len(self.attention) >= SETTLE_AFTER:
                     self._settle(left)
-        # 5. Handle the events. A callback may have closed another object of the same batch, and its file's number may
-        #    already belong to a new one: so the object that was registered says what it is still interested in.
+        # 5. Handle the events. A callback may have closed another object of the same batch, and its file's
+        # number may
+        #    already belong to a new one: so the object that was registered says what it is still interested
+        # in.
         for watched, mask in events:
             mask &= watched.interest
             if mask:
@@ -149,7 +159,8 @@ class Loop:
                     self._failed(watched, error)
                 if len(self.attention) >= SETTLE_AFTER:
                     self._settle(left)
-        # 6. Send the answers and update what is watched. A sleeping peer is woken by the first of several answers and
+        # 6. Send the answers and update what is watched. A sleeping peer is woken by the first of several
+        # answers and
         #    then finds the others: 0.9 us of the 10 us of a round trip with 32 connections.
         if self.attention:
             self._settle(left)
@@ -209,7 +220,10 @@ class Loop:
         raise error
 
     def close(self):
-        """Restores the signal handlers and closes the selector. Watched objects are their owners' to close."""
+        """Restores the signal handlers and closes the selector.
+
+        Watched objects are their owners' to close.
+        """
         if self._signals is not None:
             self._signals.close()
             self._signals = None
@@ -217,7 +231,10 @@ class Loop:
 
 
 class Poller:
-    """Owns the selector, and knows what is watched. It waits on epoll directly where the selector is an epoll one."""
+    """Owns the selector, and knows what is watched.
+
+    It waits on epoll directly where the selector is an epoll one.
+    """
 
     def __init__(self, selector):
         self.watched = {}  # from file number to object: a copy of the selector's map, cheaper to read
@@ -226,15 +243,16 @@ class Poller:
         self.selector = selector
         self._epoll = None
         if type(selector) is getattr(selectors, "EpollSelector", None):
-            # EpollSelector.select() makes a call and several objects per event: 0.2 to 0.3 us of a round trip's 10.
+            # EpollSelector.select() makes a call and several objects per event: 0.2 to 0.3 us of a round
+            # trip's 10.
             self._epoll = select.epoll.fromfd(os.dup(selector.fileno()))
             self.wait = self._wait_on_epoll
 
     def watch(self, watched, interest):
         """Makes `interest` what is watched for; 0 unregisters the object. All or nothing.
 
-        Raises OSError; the object is then watched no more. EMFILE is for a file that select(2) cannot watch, and that
-        would fail every later select.
+        Raises OSError; the object is then watched no more. EMFILE is for a file that select(2) cannot watch,
+        and that would fail every later select.
         """
         before = watched.interest
         if interest == before:
@@ -262,7 +280,8 @@ class Poller:
             pass
         for number in [number for number, each in self.watched.items() if each is watched]:
             del self.watched[number]
-            if self._epoll is not None:  # EpollSelector.modify() forgets its key where it fails, but not the file
+            # EpollSelector.modify() forgets its key where it fails, but not the file
+            if self._epoll is not None:
                 try:
                     self._epoll.unregister(number)
                 except OSError:  # not there either

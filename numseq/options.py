@@ -22,6 +22,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **keywords)
 
     def error(self, message):
+        """Prints the message and where to find help in one line, and exits with status 2."""
         self.exit(2, console.plain("%s: %s (see %s -h)" % (self.prog, message, self.prog)) + "\n")
 
     def _get_formatter(self):
@@ -29,6 +30,7 @@ class Parser(argparse.ArgumentParser):
         return self.formatter_class(prog=self.prog, width=HELP_WIDTH)
 
     def add_version(self):
+        """Adds --version."""
         self.add_argument("--version", action="version", version=VERSION)
 
 
@@ -39,7 +41,8 @@ def number(least, most):
         try:
             return protocol.parse_number(text.encode("ascii"), least, most)
         except ValueError:
-            raise argparse.ArgumentTypeError("%a is not a number from %d to %d" % (text, least, most)) from None
+            raise argparse.ArgumentTypeError("%a is not a number from %d to %d"
+                                             % (text, least, most)) from None
 
     return parse
 
@@ -51,7 +54,8 @@ def seconds(text):
     except ValueError:
         value = math.nan
     if not 0 < value <= SECONDS_MOST:
-        raise argparse.ArgumentTypeError("%a is not a time in seconds, above 0 and up to %d" % (text, SECONDS_MOST))
+        raise argparse.ArgumentTypeError("%a is not a time in seconds, above 0 and up to %d"
+                                         % (text, SECONDS_MOST))
     return value
 
 
@@ -59,7 +63,8 @@ def client_id(text):
     """An argument type: a UUID (bytes)."""
     data = text.encode("ascii", "replace")
     if not protocol.is_id(data):
-        raise argparse.ArgumentTypeError("%a is not a UUID such as 123e4567-e89b-12d3-a456-426614174000" % text)
+        raise argparse.ArgumentTypeError("%a is not a UUID such as 123e4567-e89b-12d3-a456-426614174000"
+                                         % text)
     return data
 
 

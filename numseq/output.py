@@ -29,7 +29,10 @@ class OutputFailed(Exception):
 
 
 def put_line(file, text, flush=True):
-    """Writes text as a line to an open file; None is nowhere. Raises BrokenPipeError, and OutputFailed for the rest."""
+    """Writes text as a line to an open file; None is nowhere.
+
+    Raises BrokenPipeError, and OutputFailed for the rest.
+    """
     if file is not None:
         try:
             file.write(console.plain(str(text)) + "\n")
@@ -48,10 +51,14 @@ def put_event(file, event, detail):
 
 
 def put_result(file, transfer, error):
-    """Writes the sum and the checksum of a Fetch that has both; error is what it ended with. Raises as put_line does."""
+    """Writes the sum and the checksum of a Fetch that has both; error is what it ended with.
+
+    Raises as put_line does.
+    """
     if transfer.checksum is not None:
         put_line(file, "The SUM of numbers is: %d" % transfer.sum)
-        put_line(file, "Checksum (%s) is %s!" % (transfer.checksum, "valid" if error is None else "not valid"))
+        put_line(file,
+                 "Checksum (%s) is %s!" % (transfer.checksum, "valid" if error is None else "not valid"))
 
 
 def complain(program, text):
@@ -68,7 +75,8 @@ def discard(file):
 
 
 def status_without_output(error, program):
-    """The exit status after a BrokenPipeError or an OutputFailed; the latter is reported on standard error."""
+    """The exit status after a BrokenPipeError or an OutputFailed; the latter is reported on standard error.
+    """
     if isinstance(error, BrokenPipeError):
         return UNREAD
     complain(program, error)
@@ -76,7 +84,7 @@ def status_without_output(error, program):
 
 
 def put_numbers(path, numbers):
-    """Writes the numbers (bytes), one per line, to a file, which is replaced as a whole; `-` is standard output.
+    """Writes the numbers (bytes), one per line, to a file, replaced as a whole; `-` is standard output.
 
     Raises BrokenPipeError, and OutputFailed for any other failure.
     """

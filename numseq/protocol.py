@@ -1,7 +1,8 @@
-"""The protocol, one message at a time and without I/O: bytes to messages and messages to bytes, for both directions.
+"""The protocol without I/O, one message at a time: bytes to messages and messages to bytes, both directions.
 
-Every byte string is a message, the beginning of one, or a ProtocolError that says what is wrong; nothing else is raised.
-Messages are bytes without their terminator, client ids are bytes in the case in which they were written.
+Every byte string is a message, the beginning of one, or a ProtocolError that says what is wrong; nothing else
+is raised. Messages are bytes without their terminator, client ids are bytes in the case in which they were
+written.
 """
 
 from . import digits
@@ -65,8 +66,8 @@ def encode_error(what):
 def find_end(data, start, longest, searched=0):
     """The index of the terminator of the message that begins at start, or -1 where it has not come yet.
 
-    Bytes before `searched` are known to have none, so that a long message in small pieces is not searched from its
-    beginning each time. Raises ProtocolError for a message longer than `longest` bytes.
+    Bytes before `searched` are known to have none, so that a long message in small pieces is not searched
+    from its beginning each time. Raises ProtocolError for a message longer than `longest` bytes.
     """
     end = data.find(b";", searched if searched > start else start, start + longest)
     if end < 0 and len(data) - start >= longest:
@@ -84,7 +85,8 @@ def parse_number(text, least, most):
     return number
 
 
-_SHAPES = bytes(b"x"[0] if chr(i) in "0123456789abcdefABCDEF" else i if chr(i) == "-" else 0 for i in range(256))
+_SHAPES = bytes(b"x"[0] if chr(i) in "0123456789abcdefABCDEF" else i if chr(i) == "-" else 0
+                for i in range(256))
 
 
 def is_id(text):
@@ -162,8 +164,8 @@ encode_batch = digits.writer(b"NUM,", b":", b";")
 def parse_reply(message):
     """(type, content) of a server's message. Raises ProtocolError.
 
-    The content of NUM is its numbers (bytes, one per number), of FAC the checksum (text), of ERR what is wrong (text),
-    of ACK None.
+    The content of NUM is its numbers (bytes, one per number), of FAC the checksum (text), of ERR what is
+    wrong (text), of ACK None.
     """
     kind, comma, content = message.partition(b",")
     if kind not in _REPLIES:
@@ -199,5 +201,5 @@ _PRINTABLE = bytes(i if 32 <= i < 127 else ord("?") for i in range(256))
 
 
 def printable(data):
-    """Bytes from a peer as text that is safe to show: no control characters, which could move a terminal's cursor."""
+    """Bytes from a peer as text that is safe to print: without control characters."""
     return bytes(data).translate(_PRINTABLE).decode("ascii")

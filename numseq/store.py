@@ -1,7 +1,7 @@
 """What a store of sequences promises, and how it is asked.
 
-A store keeps a Record for each client id (bytes) between connections. It has four methods, and answers through the
-callback `done`:
+A store keeps a Record for each client id (bytes) between connections. It has four methods, and answers
+through the callback `done`:
 
     create(client_id, record, done)  creates the record unless there is one, and opens it:
                                      done(record, None), or done(None, EXISTS | FULL | FAILED)
@@ -11,21 +11,22 @@ callback `done`:
 
 What every store promises:
 
-- `done` is called exactly once: at once or later, also after the client has gone; with FAILED at the latest after
-  ANSWER_SECONDS, or at `close()`.
+- `done` is called exactly once: at once or later, also after the client has gone; with FAILED at the latest
+  after ANSWER_SECONDS, or at `close()`.
 - FAILED and FULL pass: a client tries again. EXISTS and MISSING do not.
 - A record that nobody has open is kept for the retention, and then forgotten and announced: the store calls
   forgotten(client_id). None is forgotten while a connection has it open.
 
-`Requests` holds a store to the first of these, and counts what is in flight. tests/test_store.py has the suite that
-every store passes.
+`Requests` holds a store to the first of these, and counts what is in flight. tests/test_store.py has the
+suite that every store passes.
 """
 
 import collections
 
 RETENTION = 30.0  # seconds a record is kept after its last connection ended
 CLIENTS_MOST = 100 * 1000  # records kept at once: about 20 MB in memory
-ANSWER_SECONDS = 0.5  # in which a store answers: half of a session, so that the client still hears of the failure
+# in which a store answers: half of a session, so that the client still hears of the failure
+ANSWER_SECONDS = 0.5
 
 EXISTS = "exists"
 MISSING = "missing"

@@ -7,8 +7,9 @@ from .store import CLIENTS_MOST, EXISTS, FULL, MISSING, RETENTION, Record
 FORGET_BATCH = 256  # records forgotten per turn, so that thousands at once do not starve the sockets
 FORGET_PAUSE = 0.01  # seconds between two batches: see MemoryStore._forget
 
-# A record that nobody has open: its deadline (seconds), n, batch, and whether the seed is text; then the seed. One
-# object of 64 bytes that the garbage collector does not traverse, instead of several of 200 bytes together.
+# A record that nobody has open: its deadline (seconds), n, batch, and whether the seed is text; then the
+# seed. One object of 64 bytes that the garbage collector does not traverse, instead of several of 200 bytes
+# together.
 _PACKED = struct.Struct("<dHH?")
 
 
@@ -38,7 +39,8 @@ class MemoryStore:
         self._retention = retention
         self._clients_most = clients_most
         self._open = {}  # from client id to [record, how many connections have it open]
-        self._kept = {}  # from client id to packed record: those that nobody has open, in the order of their deadlines
+        # from client id to packed record: those that nobody has open, in the order of their deadlines
+        self._kept = {}
         self._timer = None
 
     def __len__(self):
@@ -80,7 +82,10 @@ class MemoryStore:
         self._loop.cancel(self._timer)
 
     def _forget(self):
-        """Forgets what is due. One timer is enough: all are kept equally long, so the first is always due first."""
+        """Forgets what is due.
+
+        One timer is enough: all are kept equally long, so the first is always due first.
+        """
         now = self._loop.now
         due = []
         following = None
@@ -93,8 +98,8 @@ class MemoryStore:
         for client_id in due:
             del self._kept[client_id]
             self._forgotten(client_id)
-        # A dict that is iterated from its front passes over what was deleted there (1 ns each). The pause keeps that
-        # under a percent of the time with as many records as there may be.
+        # A dict that is iterated from its front passes over what was deleted there (1 ns each). The pause
+        # keeps that under a percent of the time with as many records as there may be.
         self._timer = None
         if following is not None:
             self._timer = self._loop.call_at(max(following, now + FORGET_PAUSE), self._forget)

@@ -3,9 +3,10 @@
 The owner of a stream is its handler, with three methods:
 
     connected(stream)      the connection is established; called for `connect` alone
-    received(stream)       `stream.input` grew, or `stream.ended` became true. It takes what it can from `stream.input`
-                           and leaves the rest there. Where it stops early, it calls `stream.resume()` to be called
-                           again next turn, or `stream.pause()` to be called no more until somebody resumes the stream
+    received(stream)       `stream.input` grew, or `stream.ended` became true. It takes what it can from
+                           `stream.input` and leaves the rest there. Where it stops early, it calls
+                           `stream.resume()` to be called again next turn, or `stream.pause()` to be called no
+                           more until somebody resumes the stream
     closed(stream, error)  the connection is over; called once. error is an OSError or None
 """
 
@@ -16,7 +17,8 @@ import struct
 
 from .loop import READ, WRITE
 
-WRITE_SIZE = 256 * 1024  # bytes of one send, one per turn, so that one peer does not keep the others waiting; about what
+# bytes of one send, one per turn, so that one peer does not keep the others waiting; about what
+WRITE_SIZE = 256 * 1024
 # a loopback socket takes
 LOW_DIVISOR = 4  # reading starts again once the unsent output is below OUTPUT_HIGH / 4
 INPUT_LIMIT = 1024 * 1024  # bytes that a handler may leave in `input`; more is a fault of the handler
@@ -29,11 +31,13 @@ PORT_MOST = 65535  # the highest port of TCP
 
 EXHAUSTED = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
 NO_SUCH_FAMILY = frozenset([errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
-MORE_FOLLOWS = getattr(socket, "MSG_MORE", 0)  # a flag of send: lets Linux put the data and the FIN in one segment
+# a flag of send: lets Linux put the data and the FIN in one segment
+MORE_FOLLOWS = getattr(socket, "MSG_MORE", 0)
 
 # The states of a stream.
 OPEN = "open"
-LINGERING = "lingering"  # output is flushed, then our direction is shut down; input is thrown away until the peer ends
+# output is flushed, then our direction is shut down; input is thrown away until the peer ends
+LINGERING = "lingering"
 CLOSING = "closing"  # output is flushed, then the socket is closed; the peer has ended, or says no more
 CLOSED = "closed"
 
@@ -59,7 +63,8 @@ class Stream:
         self._socket = connection
         self._output = b""  # b"" or a bytearray: what the kernel has not taken yet
         self._flow = FLOWING
-        self._error = None  # the OSError of a send: nothing more can be sent, but a last ERR may still be there to read
+        # the OSError of a send: nothing more can be sent, but a last ERR may still be there to read
+        self._error = None
         self._deadline = None  # the timer that ends lingering and closing
         self._discarded = 0  # bytes of input thrown away
         loop.watch(self, READ)
@@ -106,11 +111,12 @@ class Stream:
     def close(self, expect_more=True):
         """Flushes the output and closes, so that all of it reaches the peer.
 
-        The kernel answers unread input at a close with a reset, and throws away what the peer has not read yet (RFC
-        2525, 2.17). So the stream lingers: it flushes, shuts its own direction down, throws away what still comes, and
-        closes when the peer ends, at a deadline, or at a cap. With expect_more=False, where the peer has nothing more
-        to say, the socket is closed as soon as the output is flushed, which saves a turn and two system calls; a peer
-        that does say more at this very moment may lose the last of the output.
+        The kernel answers unread input at a close with a reset, and throws away what the peer has not read
+        yet (RFC 2525, 2.17). So the stream lingers: it flushes, shuts its own direction down, throws away
+        what still comes, and closes when the peer ends, at a deadline, or at a cap. With expect_more=False,
+        where the peer has nothing more to say, the socket is closed as soon as the output is flushed, which
+        saves a turn and two system calls; a peer that does say more at this very moment may lose the last of
+        the output.
         """
         if self.state is not OPEN:
             return
@@ -266,7 +272,8 @@ class Stream:
 
 
 def grown(data, more):
-    """data (bytes or bytearray) with more behind it: grows in place, so that many small pieces stay linear."""
+    """data (bytes or bytearray) with more behind it: grows in place, so that many small pieces stay linear.
+    """
     if type(data) is bytes:
         data = bytearray(data)
     data += more
@@ -279,8 +286,8 @@ def grown(data, more):
 def listen(loop, host, port, accepted):
     """Listens on every address of host (text, ASCII) and port (0 takes a free one); returns the Listeners.
 
-    accepted(socket) is called for each connection. Raises OSError where an address cannot be had; a family that the
-    kernel lacks is passed over as long as another is there.
+    accepted(socket) is called for each connection. Raises OSError where an address cannot be had; a family
+    that the kernel lacks is passed over as long as another is there.
     """
     listeners, refusal = [], None
     for family, address in resolve(host, port, socket.AI_PASSIVE):
@@ -341,7 +348,8 @@ class Listener:
 
 
 def accept(take, exhausted):
-    """The accept policy: yields a bounded batch of the sockets that take() returns; exhausted() when out of files."""
+    """The accept policy: yields a bounded batch of sockets from take(); calls exhausted() when out of files.
+    """
     for _ in range(ACCEPT_BATCH):
         try:
             connection = take()
@@ -359,8 +367,8 @@ def accept(take, exhausted):
 def acceptor(listening):
     """A function that accepts one connection of a listening socket and returns its socket; raises OSError.
 
-    socket.accept() makes enum members and a Python object: 2.4 us of a session's 50. The private function below it is
-    used where it is there.
+    socket.accept() makes enum members and a Python object: 2.4 us of a session's 50. The private function
+    below it is used where it is there.
     """
     accept_number = getattr(listening, "_accept", None)
     if accept_number is None:
@@ -392,8 +400,9 @@ def listening_socket(family, address):
 def connect(loop, host, port, handler):
     """Connects to the first address of host and port that answers; returns a Connector, which can be aborted.
 
-    Then handler.connected(stream) is called, or handler.closed(None, error) with the last OSError. Raises OSError
-    where the name has no address. The loop waits for the look-up: the standard library has no other way.
+    Then handler.connected(stream) is called, or handler.closed(None, error) with the last OSError. Raises
+    OSError where the name has no address. The loop waits for the look-up: the standard library has no other
+    way.
     """
     return Connector(loop, resolve(host, port), handler)
 

@@ -37,8 +37,8 @@ class Fetch:
     """One sequence being fetched, over as many connections as it takes. Any number of them can share a loop.
 
     journal   the Journal with what has arrived so far
-    done      done(fetch, error) is called once, when the fetch is over; error is a FetchError, or None when the
-              numbers are complete and verified
+    done      done(fetch, error) is called once, when the fetch is over; error is a FetchError, or None when
+              the numbers are complete and verified
     resume    whether the server has the sequence already (bool)
     window    requests in flight, at most
     timeout   seconds of silence after which a connection is given up
@@ -214,7 +214,8 @@ class Fetch:
             raise protocol.ProtocolError("unexpected reply")
         expected = min(journal.batch, journal.n - len(journal.numbers))
         if len(numbers) != expected:
-            raise protocol.ProtocolError("%d numbers in batch %d, which has %d" % (len(numbers), index, expected))
+            raise protocol.ProtocolError("%d numbers in batch %d, which has %d"
+                                         % (len(numbers), index, expected))
         journal.numbers += numbers
 
     def _take_checksum(self, checksum):
@@ -233,7 +234,7 @@ class Fetch:
     # ---- requests
 
     def _request(self):
-        """Requests as many batches as the window has room for, once half of it is free; FIN when all have arrived."""
+        """Once half of the window is free, requests batches to fill it; sends FIN when all have arrived."""
         if self._phase is not RECEIVING:
             return
         have, total = self.journal.batches(), self.journal.total()
@@ -276,8 +277,9 @@ REPLIES = {
 # ---- as a library
 
 
-def fetch(n, port, host=HOST, batch_size=BATCH, client_id=None, state=None, window=WINDOW, timeout=TIMEOUT, retry=0):
-    """Fetches a new sequence of n numbers (0 to 65,535) from the server at port, and returns when it is verified.
+def fetch(n, port, host=HOST, batch_size=BATCH, client_id=None, state=None, window=WINDOW, timeout=TIMEOUT,
+          retry=0):
+    """Fetches a new sequence of n numbers (0 to 65,535) from the server at port, and verifies it.
 
     host        name or address (text, ASCII)
     batch_size  numbers in a message (1 to 65,535)
@@ -288,8 +290,9 @@ def fetch(n, port, host=HOST, batch_size=BATCH, client_id=None, state=None, wind
     retry       retries without progress before the fetch is given up
 
     Returns a Result: numbers (list of int, 0 to 100), sum (int), checksum (32 hex digits), client_id (text).
-    Raises UsageError, Refused, ConnectionLost, ProtocolBroken or ChecksumMismatch, all of them FetchErrors, whose
-    `resumable` says whether `resume` can go on. It blocks and runs a loop of its own; for many at once see Fetch.
+    Raises UsageError, Refused, ConnectionLost, ProtocolBroken or ChecksumMismatch, all of them FetchErrors,
+    whose `resumable` says whether `resume` can go on. It blocks and runs a loop of its own; for many at once
+    see Fetch.
     """
     name = new_id() if client_id is None else str(client_id).encode("ascii", "replace")
     for fits, what in (

@@ -1,4 +1,4 @@
-"""The Pythons that are here, ways to run the programs on them, and the session that each has to bring to its end."""
+"""The Python versions on this machine, ways to run the programs on them, and the session to complete."""
 
 import contextlib
 import functools
@@ -37,7 +37,8 @@ Checksum (f90b20dae8c9b7d7be2a5fb7cc856e8b) is valid!
 """
 LARGE_ID = "00000000-0000-4000-8000-000000000000"
 LARGE = 65535  # numbers: one request after the other, they take several times as long as SESSION_TIMEOUT
-SESSION_TIMEOUT = 0.15  # seconds, of the servers here at first; a session that does not fit a busy machine gets more
+# seconds, of the servers here at first; a session that does not fit a busy machine gets more
+SESSION_TIMEOUT = 0.15
 LONG_TIMEOUT = 600  # seconds: no session is dropped
 ATTEMPTS = 20  # sessions with other timeouts
 SECONDS_MOST = WAIT_SECONDS  # one process, to end what hangs
@@ -109,7 +110,8 @@ def unpack_debian(folder):
         download = ["apt-get", "-q", "download"] + DEBIAN_PACKAGES
         for command in (download, ["apt-get", "-q", "update"], download):
             try:
-                got = subprocess.run(command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+                got = subprocess.run(command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                     timeout=120)
             except subprocess.TimeoutExpired:
                 return "%s took too long" % " ".join(command)
             if command is download and not got.returncode:
@@ -128,7 +130,8 @@ def unpack_debian(folder):
 
 
 def copy_package(folder):
-    """Copies the package into folder: nothing else of the project is needed, and .pyc files do no harm there."""
+    """Copies the package into folder: nothing else of the project is needed, and .pyc files do no harm there.
+    """
     shutil.copytree(os.path.join(ROOT, "numseq"), os.path.join(folder, "numseq"),
                     ignore=shutil.ignore_patterns("__pycache__"))
     return folder
@@ -179,7 +182,8 @@ class Build:
 
 def scripts(interpreter, source, *flags, **keywords):
     """A Build that runs the files: python numseq/server.py."""
-    return Build(lambda name: [interpreter] + list(flags) + [os.path.join(source, "numseq", name + ".py")], **keywords)
+    return Build(lambda name: [interpreter] + list(flags) + [os.path.join(source, "numseq", name + ".py")],
+                 **keywords)
 
 
 def modules(interpreter, source, *flags, environment=None, **keywords):
@@ -195,7 +199,8 @@ def one_file(interpreter, path, *flags, **keywords):
 
 def prepared(interpreter, source, code, *flags, **keywords):
     """A Build that runs code first, such as takes modules away."""
-    code = "import sys\nsys.path[0] = %r\n%s\nfrom numseq.__main__ import main\nsys.exit(main())\n" % (source, code)
+    code = ("import sys\nsys.path[0] = %r\n%s\nfrom numseq.__main__ import main\nsys.exit(main())\n"
+            % (source, code))
     return Build(lambda name: [interpreter] + list(flags) + ["-c", code, name], **keywords)
 
 
@@ -264,10 +269,12 @@ def proof(client_id, n):
 
 
 def session(server, client, folder, *options):
-    """A new sequence; another one that is dropped on the way; its continuation, verified. `options` are the client's.
+    """A new sequence; another one that is dropped on the way; its continuation, verified.
 
-    The drop has to come after the first numbers and before the last. Where the session timeout is too short for that,
-    as on a busy machine, or too long, all is done again with another one.
+    `options` are the client's.
+
+    The drop has to come after the first numbers and before the last. Where the session timeout is too short
+    for that, as on a busy machine, or too long, all is done again with another one.
     """
     timeout = SESSION_TIMEOUT
     for _ in range(ATTEMPTS):

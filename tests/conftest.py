@@ -17,8 +17,9 @@ from programs import SHARED_SECONDS, Programs, ServerProgram
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "lesson(number): what others' reactors got wrong, which the test shows done right")
-    config.addinivalue_line("markers", "slow: takes more than a few seconds; `sh tests/run quick` leaves it out")
+    for marker in ("lesson(number): shows that a known mistake of reactors is not made; see docs/lessons.md",
+                   "slow: takes seconds; `sh tests/run quick` leaves it out"):
+        config.addinivalue_line("markers", marker)
 
 
 # ---- the loop and its sockets
@@ -49,7 +50,10 @@ def clock():
 
 @pytest.fixture
 def loop(clock):
-    """A Loop on the fake clock. A test that expects `loop.errors` takes them out; any that are left fail it."""
+    """A Loop on the fake clock.
+
+    A test that expects `loop.errors` takes them out; any that are left fail it.
+    """
     loop = Loop(clock, TimeSelector(clock))
     loop.errors = []
     loop.report = loop.errors.append
@@ -74,7 +78,8 @@ def sockets():
 
 @pytest.fixture
 def connected_sockets(sockets):
-    """A function: two plain sockets with a TCP connection between them; `buffers` is what the kernel may keep of it."""
+    """A function: two plain sockets connected by TCP; `buffers` is the size of their kernel buffers in bytes.
+    """
 
     def connect(buffers=None):
         listening = socket.socket()
@@ -154,7 +159,7 @@ def client_of(sockets):
 
 @pytest.fixture
 def traced():
-    """A function: starts to count memory; returns a function that says by how many bytes Python's objects grew since."""
+    """A function: starts tracing memory; returns a function that gives the bytes allocated since then."""
 
     def start():
         tracemalloc.start()
@@ -187,7 +192,10 @@ def programs(tmp_path):
 
 @pytest.fixture(scope="module")
 def port():
-    """The port of a server in TEST_MODE that all tests of a file use; what it says on standard error fails the last."""
+    """The port of a server in TEST_MODE that all tests of a file share.
+
+    Its standard error has to stay empty.
+    """
     server = ServerProgram(seconds=SHARED_SECONDS)
     yield server.port
     ended = server.stop()

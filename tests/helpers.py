@@ -1,9 +1,10 @@
-"""What the tests share: a clock that only moves when told, handlers that remember, and both ends of a connection.
+"""Shared helpers: a clock that moves only when told, handlers that record, and both ends of a connection.
 
 How time passes:
 
     loop.turn(), loop.run()        where nothing is ready, the clock jumps by what the loop wanted to wait
-    turn_until(loop, predicate)    the clock stands still, and the sockets get a few real milliseconds per turn
+    turn_until(loop, predicate)    the clock stands still, and the sockets get a few real milliseconds per
+                                   turn
     clock.advance(seconds)         the clock jumps
 """
 
@@ -20,7 +21,8 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TEST_SECONDS = 120  # ends a test that hangs; far more than any takes, also on a busy machine
 SLOW_SECONDS = 400  # the same for tests marked as slow
-WAIT_SECONDS = 60  # one wait for another process or a socket: shorter than the above, so that its own message shows
+# one wait for another process or a socket: shorter than the above, so that its own message shows
+WAIT_SECONDS = 60
 SOCKET_WAIT = 0.005  # real seconds that one turn of `turn_until` waits for sockets
 ANY_PORT = "127.0.0.1", 0
 
@@ -100,8 +102,9 @@ def turn_until(loop, predicate, turns=20000, seconds=WAIT_SECONDS):
     try:
         while not predicate():
             if loop.turns - first >= turns or time.monotonic() > end:
-                pytest.fail("still waiting after %d turns, with %d files watched, %d timers and the errors %r" % (
-                    loop.turns - first, len(selector.get_map()), loop.timers(), getattr(loop, "errors", None)))
+                errors = getattr(loop, "errors", None)
+                pytest.fail("still waiting after %d turns, with %d files watched, %d timers, errors %r"
+                            % (loop.turns - first, len(selector.get_map()), loop.timers(), errors))
             loop.turn()
     finally:
         selector.socket_wait = before
@@ -114,7 +117,7 @@ def pass_time(loop, clock, seconds):
 
 
 class SpySocket:
-    """A socket that remembers the system calls of its stream, what each send was given, and which errors it raised."""
+    """A socket that records its stream's system calls, the data of each send, and the errors of sends."""
 
     def __init__(self, real):
         self.calls = []
@@ -140,7 +143,8 @@ class SpySocket:
 
 
 def spy_on(stream):
-    """Puts a SpySocket before the stream's socket: its interface does not show which system calls it makes."""
+    """Puts a SpySocket before the stream's socket: its interface does not show which system calls it makes.
+    """
     stream._socket = SpySocket(stream._socket)
     return stream._socket
 
@@ -202,12 +206,18 @@ def read_from(loop, peer, count, at_once=64 * 1024):
 
 
 def read_to_end(loop, peer):
-    """Turns the loop until the plain socket `peer` has read its end; returns all that came. A reset is raised."""
+    """Turns the loop until the plain socket `peer` has read its end; returns all that came.
+
+    A reset is raised.
+    """
     return read_from(loop, peer, float("inf"))
 
 
 def run_python(code, timeout=TEST_SECONDS, **options):
-    """Runs code in a fresh interpreter, where numseq can be imported; returns what it printed. It has to end with 0."""
+    """Runs code in a fresh interpreter, where numseq can be imported; returns what it printed.
+
+    It has to end with 0.
+    """
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, universal_newlines=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
     try:

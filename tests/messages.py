@@ -34,7 +34,7 @@ REPLIES = [
 
 
 def split(data, longest, parse):
-    """What the messages in data are, up to the first that is wrong (its ProtocolError), and the bytes that are left."""
+    """The messages in data up to the first wrong one (then its ProtocolError), and the remaining bytes."""
     found = []
     position = 0
     while True:
@@ -57,7 +57,8 @@ def split_replies(data):
 
 
 def mutations(seed, messages, count):
-    """Runs of messages with some bytes changed, dropped, doubled or cut off, and runs of bytes of any kind."""
+    """Runs of messages with some bytes changed, dropped, doubled or cut off, and runs of bytes of any kind.
+    """
     generator = random.Random(seed)
     alphabet = b";,:-0123456789INITCONTRECVFNUMAKE\0\t\n \xff\xd9\xa5"
     for _ in range(count):
@@ -66,7 +67,8 @@ def mutations(seed, messages, count):
             place = generator.randint(0, len(data))
             byte = generator.choice([generator.choice(alphabet), generator.randrange(256)])
             length = generator.choice([0, 1, 1, 5])
-            data[place:place + length] = generator.choice([b"", bytes([byte]), bytes([byte]) * 2, bytes(data[:place])])
+            data[place:place + length] = generator.choice([b"", bytes([byte]), bytes([byte]) * 2,
+                                                           bytes(data[:place])])
         yield bytes(data[:generator.choice([len(data), generator.randint(0, len(data))])])
         yield bytes(generator.choice(alphabet) for _ in range(generator.randint(0, 80)))
         yield bytes(generator.randrange(256) for _ in range(generator.randint(0, 80)))

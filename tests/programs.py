@@ -1,4 +1,4 @@
-"""What the tests of whole programs share: the server and the client as processes, and a server that misbehaves.
+"""Helpers for tests of whole programs: the server and the client as processes, and a server that misbehaves.
 
 Every process writes its output to files, so it never waits for the test. A watchdog kills one that hangs.
 """
@@ -34,7 +34,8 @@ Ended = collections.namedtuple("Ended", ["status", "out", "err"])
 def environment(measured=True, **variables):
     """This process's environment and the variables, without what would change the programs' behaviour.
 
-    Coverage is not measured unless `measured`: a process killed while it writes its data leaves a damaged file.
+    Coverage is not measured unless `measured`: a process killed while it writes its data leaves a damaged
+    file.
     """
     inherited = {name: value for name, value in os.environ.items()
                  if name not in ("TEST_MODE", "PYTHONUNBUFFERED", "PYTHONPATH")
@@ -48,7 +49,8 @@ class Program:
     One that a test is going to kill is started with measured=False.
     """
 
-    def __init__(self, arguments, cwd, variables, out=None, err=None, preexec=None, seconds=SECONDS, measured=True):
+    def __init__(self, arguments, cwd, variables, out=None, err=None, preexec=None, seconds=SECONDS,
+                 measured=True):
         self._files = [tempfile.TemporaryFile() if file is None else None for file in (out, err)]
         self.process = subprocess.Popen(
             [sys.executable] + [str(argument) for argument in arguments], cwd=str(cwd),
@@ -101,7 +103,10 @@ class Program:
 
 
 class ServerProgram(Program):
-    """A server on a free port, in TEST_MODE unless told otherwise. None as session_timeout is the server's default."""
+    """A server on a free port, in TEST_MODE unless told otherwise.
+
+    None as session_timeout is the server's default.
+    """
 
     def __init__(self, *options, cwd=ROOT, test_mode=True, run=None, variables=None, preexec=None,
                  seconds=SECONDS, session_timeout=SESSION_TIMEOUT):
@@ -145,8 +150,8 @@ class Programs:
         """A ServerProgram."""
         return self._keep(ServerProgram(*options, **keywords))
 
-    def start_client(self, *arguments, run=script("client"), cwd=None, out=None, err=None, preexec=None, measured=True,
-                     **variables):
+    def start_client(self, *arguments, run=script("client"), cwd=None, out=None, err=None, preexec=None,
+                     measured=True, **variables):
         """A client (a Program) that runs."""
         return self._keep(Program(run + arguments, cwd or self.folder, variables, out, err, preexec,
                                   measured=measured))
@@ -189,7 +194,8 @@ def honest(numbers, batch):
         if kind in ("INIT", "CONT"):
             return b"ACK;"
         if kind == "FIN":
-            return "FAC,{};".format(hashlib.md5(str(list(numbers)).encode("ascii")).hexdigest()).encode("ascii")
+            checksum = hashlib.md5(str(list(numbers)).encode("ascii")).hexdigest()
+            return b"FAC,%b;" % checksum.encode("ascii")
         first = int(content) * batch
         return "NUM,{};".format(":".join(map(str, numbers[first:first + batch]))).encode("ascii")
 
@@ -199,8 +205,8 @@ def honest(numbers, batch):
 def instead(answer, **others):
     """The same answers but for some: to a type of messages, or to one as `RECV_1`.
 
-    They are bytes, or a function of the Peer, which is called once what was said before is on its way, and has
-    the last word.
+    They are bytes, or a function of the Peer, which is called once what was said before is on its way, and
+    has the last word.
     """
 
     def answer_otherwise(message):
@@ -260,7 +266,8 @@ class Peer:
 
 
 class Liar:
-    """A server that says what it is told to: its nth connection answers as the nth of `answers`, or as the last."""
+    """A server that answers as the test says: its nth connection as the nth of `answers`, or as the last one.
+    """
 
     def __init__(self, loop, *answers, port=0, drip=None):
         self.loop = loop

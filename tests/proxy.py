@@ -1,4 +1,4 @@
-"""A proxy that breaks what goes through it, on the loop of the test: between the real client and the real server.
+"""A proxy between the real client and the real server that breaks connections, on the test's loop.
 
 What becomes of a connection is a Plan's to say, and each connection can have its own.
 """
@@ -15,10 +15,12 @@ class Plan:
     cut      (direction, bytes): both sides are closed as soon as that many bytes have gone that way
     how      RST or FIN: what both sides get then
     vanish   (direction, bytes): from then on nothing is passed on either way, and nothing is closed
-    delay    seconds that what has come waits; what comes meanwhile goes with it, so that many messages become one
+    delay    seconds that what has come waits; what comes meanwhile goes with it, so that many messages become
+             one
     piece    bytes passed on at once, one piece a turn; None for all there is
     pieces   how many such pieces there are each way, before all there is; None for no others
-    twice    whether the client's bytes go to the server over a second connection as well, whose answers are dropped
+    twice    whether the client's bytes go to the server over a second connection as well, whose answers are
+             dropped
     """
 
     def __init__(self, cut=None, how=RST, vanish=None, delay=0, piece=None, pieces=None, twice=False):
@@ -35,7 +37,7 @@ class Plan:
 
 
 class Proxy:
-    """Listens on a port of its own, and passes on to the server's. plan(number) is asked for each connection's Plan.
+    """Listens on its own port and forwards to the server's. plan(number) returns each connection's Plan.
 
     `links` are the connections that are open; with `keep`, all there ever were, and what went through them.
     """
@@ -110,7 +112,7 @@ class Link:
 
 
 class End:
-    """A connection of a link's, as the handler of its stream: reads what goes one way, writes what goes the other.
+    """The handler of one connection of a link: reads the data of one direction and writes that of the other.
 
     What the server says on a second connection is for nobody.
     """
@@ -156,7 +158,7 @@ class End:
 
 
 class Lane:
-    """One way through a link: what is read at one end waits here, and is written at the other as the plan has it."""
+    """One direction of a link: data read at one end waits here until the plan lets it be passed on."""
 
     def __init__(self, link, way):
         self.link = link
@@ -175,7 +177,8 @@ class Lane:
     def go_on(self):
         """Sees to it that what waits is passed on, once it may."""
         link = self.link
-        if (self._waiting or self._ending) and self._timer is None and not (link.over or link.vanished or link.connecting()):
+        stopped = link.over or link.vanished or link.connecting()
+        if (self._waiting or self._ending) and self._timer is None and not stopped:
             if link.plan.delay or link.plan.piece:
                 self._timer = link.proxy.loop.call_later(link.plan.delay, self._pass_on)
             else:

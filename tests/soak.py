@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""Many clients through proxies that break their connections, for as long as one likes, and nothing left behind.
+"""Many clients fetch through proxies that break their connections, for a given time.
+
+Nothing may be left behind.
 
     python tests/soak.py [--seconds 60] [--seed N] [--clients N]
 
-One server is a process, of which the memory and the open files are compared with those of the beginning; another runs
-on the loop of the test, where its timers can be counted. Fetches on that loop go to either; client programs go to
-the process, are killed, and go on from their state files. Prints figures; the exit status is 0 if all of it held.
+One server is a process, of which the memory and the open files are compared with those of the beginning;
+another runs on the loop of the test, where its timers can be counted. Fetches on that loop go to either;
+client programs go to the process, are killed, and go on from their state files. Prints figures; the exit
+status is 0 if all of it held.
 """
 
 import argparse
@@ -41,11 +44,13 @@ KILL_WITHIN = 0.4  # seconds from a start, in which a client program is killed
 RUNS_MOST = 8  # of a client program for a sequence; the last one is not killed
 FINISH_SECONDS = 15.0  # in which what has begun comes to its end, once the time is up
 SETTLE_SECONDS = RETENTION + 2.0  # in which all is forgotten
-ENDS_SECONDS = 2 * (FINISH_SECONDS + SETTLE_SECONDS) + 10.0  # all that it takes beside the time asked for, at most
+# all that it takes beside the time asked for, at most
+ENDS_SECONDS = 2 * (FINISH_SECONDS + SETTLE_SECONDS) + 10.0
 LOOK = 0.02  # seconds between two looks at the processes
 KEPT_MOST = 4 * 1024  # KiB that the server's process may keep: gaps between objects
 PIECES = (1, 3, 100, 1000)  # bytes that a proxy passes on in a turn
-PIECES_MOST = 200  # such turns, of 4 ms: what a proxy has of a sequence when the server's second is over must not take
+# such turns, of 4 ms: what a proxy has of a sequence when the server's second is over must not take
+PIECES_MOST = 200
 # longer than the retention, or the client rightly hears that the sequence does not exist
 NUMBERS = (0, 1, 7, 100, 500, 2000, 10000, 65535)
 BATCHES = (1, 5, 5, 5, 64, 200, 1000)  # small enough that half of the broken connections bring one
@@ -169,7 +174,8 @@ class Soak:
 
     def give_up(self):
         """Whatever has not come to its end by now will not."""
-        self.counts.failures.append("%d fetches and %d programs do not end" % (len(self.fetches), len(self.programs)))
+        self.counts.failures.append("%d fetches and %d programs do not end"
+                                    % (len(self.fetches), len(self.programs)))
         self.loop.stop()
 
     def settled(self):
@@ -220,7 +226,8 @@ class ClientProgram:
             command = ["NEW", self._n, port, "--batch_size", self._batch]
         command += ["-q", "--state", self._state, "--timeout", TIMEOUT, "--retry", RETRIES]
         self._error = tempfile.TemporaryFile()
-        self.process = subprocess.Popen([sys.executable] + [str(each) for each in script("client") + tuple(command)],
+        self.process = subprocess.Popen([sys.executable]
+                                        + [str(each) for each in script("client") + tuple(command)],
                                         cwd=soak.folder, env=environment(), stdin=subprocess.DEVNULL,
                                         stdout=subprocess.DEVNULL, stderr=self._error)
         killed = self.runs < RUNS_MOST and soak.draw.random() < KILLED
@@ -289,8 +296,10 @@ def figures(soak, before, after):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Many clients over connections that break; nothing may be lost or left behind.")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="how long clients come and go (%(default)s)")
+    parser = argparse.ArgumentParser(
+        description="Many clients over connections that break; nothing may be lost or left behind.")
+    parser.add_argument("--seconds", type=float, default=SECONDS,
+                        help="how long clients come and go (%(default)s)")
     parser.add_argument("--clients", type=int, default=CLIENTS, help="fetches at a time (%(default)s)")
     parser.add_argument("--seed", type=int, default=None, help="of the faults (a new one, which is printed)")
     settings = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Times and counts far out of the usual: on the command lines, in the timers, and in the selectors underneath."""
+"""Very large and very small times and counts: on the command lines, in timers and in selectors."""
 
 import os
 import selectors
@@ -19,7 +19,8 @@ LONGEST_WAIT = (2 ** 31 - 1) / 1000  # seconds: what poll takes, in milliseconds
 HUGE = 10 ** 9  # seconds: as much as the command lines take
 
 SELECTORS = [getattr(selectors, name) for name in ("EpollSelector", "PollSelector", "DevpollSelector",
-                                                   "KqueueSelector", "SelectSelector") if hasattr(selectors, name)]
+                                                   "KqueueSelector", "SelectSelector")
+             if hasattr(selectors, name)]
 
 
 # ---- timers
@@ -92,15 +93,15 @@ def test_loop_on_any_selector_turns_with_a_timer_of_31_years(kind):
 
 # ---- command lines
 
-WRONG_SECONDS = ["0", "-0", "0.0", "-1", "-1e300", "nan", "NaN", "inf", "-inf", "infinity", "1e300", "1e400", "1e-400",
-                 "1000000001", "", " 1", "1_0", "0x1", "1e", "9" * 5000]
+WRONG_SECONDS = ["0", "-0", "0.0", "-1", "-1e300", "nan", "NaN", "inf", "-inf", "infinity", "1e300", "1e400",
+                 "1e-400", "1000000001", "", " 1", "1_0", "0x1", "1e", "9" * 5000]
 WRONG_COUNTS = ["-1", "1.5", "1e3", "nan", "inf", "", " 1", "+1", "1_0", "9" * 5000]
 SECONDS_OPTIONS = [("server", ["0"], "--session-timeout"), ("server", ["0"], "--retention"),
                    ("client", ["NEW", "5", "1"], "--timeout"), ("client", ["CONTINUE", "1"], "--timeout")]
-COUNT_OPTIONS = [("server", ["0"], "--connections"), ("server", ["0"], "--clients"), ("server", ["0"], "--unsent"),
-                 ("server", ["0"], "--turn-bytes"), ("server", ["0"], "--turn-messages"),
-                 ("client", ["NEW", "5", "1"], "--retry"), ("client", ["NEW", "5", "1"], "--window"),
-                 ("client", ["NEW", "5", "1"], "--batch_size")]
+COUNT_OPTIONS = [("server", ["0"], "--connections"), ("server", ["0"], "--clients"),
+                 ("server", ["0"], "--unsent"), ("server", ["0"], "--turn-bytes"),
+                 ("server", ["0"], "--turn-messages"), ("client", ["NEW", "5", "1"], "--retry"),
+                 ("client", ["NEW", "5", "1"], "--window"), ("client", ["NEW", "5", "1"], "--batch_size")]
 
 
 # Many command lines in one process: what each says is on standard output, under its status.
@@ -118,8 +119,9 @@ for arguments in %r:
 
 def outcomes(name, command_lines):
     """[(exit status, complaints)] of command lines."""
-    ran = subprocess.run([sys.executable, "-c", EACH % (name, command_lines)], cwd=ROOT, stdout=subprocess.DEVNULL,
-                         stderr=subprocess.PIPE, universal_newlines=True, timeout=WAIT_SECONDS)
+    ran = subprocess.run([sys.executable, "-c", EACH % (name, command_lines)], cwd=ROOT,
+                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True,
+                         timeout=WAIT_SECONDS)
     assert ran.returncode == 0, ran.stderr
     found, said = [], []
     for line in ran.stderr.splitlines():
@@ -150,7 +152,8 @@ def test_invalid_count_is_refused_in_one_line(name, before, option):
 @pytest.mark.parametrize("seconds", ["1e9", "2147484", "4294968.5", "1e-300"])
 def test_server_runs_with_the_longest_and_the_shortest_timeouts(seconds, which, tmp_path):
     server = scripts(which(), ROOT, environment={"PYTHONDONTWRITEBYTECODE": "1"})
-    process = server.start("server", ["0", "--session-timeout", seconds, "--retention", seconds], str(tmp_path))
+    process = server.start("server", ["0", "--session-timeout", seconds, "--retention", seconds],
+                           str(tmp_path))
     try:
         port = int(process.stdout.readline().rsplit(b":", 1)[1])
         try:
@@ -170,6 +173,7 @@ def test_server_runs_with_the_longest_and_the_shortest_timeouts(seconds, which, 
 def test_client_runs_with_a_timeout_of_31_years(tmp_path):
     build = scripts(sys.executable, ROOT, environment={"PYTHONDONTWRITEBYTECODE": "1"})
     with builds.serving(build, str(tmp_path), TEST_MODE="1") as port:
-        new = ["NEW", 5, port, "--client_id", builds.SMALL_ID, "--timeout", HUGE, "--state", os.devnull + "/none"]
+        new = ["NEW", 5, port, "--client_id", builds.SMALL_ID, "--timeout", HUGE, "--state",
+               os.devnull + "/none"]
         status, out, err = build.run("client", new, str(tmp_path))
     assert (status, out) == (0, builds.TRANSCRIPT)

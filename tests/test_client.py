@@ -1,4 +1,4 @@
-"""The client's state machine: against the real server and against servers that misbehave, all on one loop, in no time."""
+"""The client's state machine against the real server and servers that misbehave, on one loop and clock."""
 
 import errno
 import os
@@ -33,7 +33,10 @@ def some(count):
 
 
 class Run:
-    """A fetch on the test's loop, and all that came of it. With `watched`, `times` are those of the events."""
+    """A fetch on the test's loop, and all that came of it.
+
+    With `watched`, `times` are those of the events.
+    """
 
     def __init__(self, loop, port, begun, watched=False, host=HOST, **options):
         self.loop = loop
@@ -48,7 +51,10 @@ class Run:
         self.times.append(self.loop.now)
 
     def wait(self, clock=None, step=0.01):
-        """Turns the loop until it is over; with a clock, time goes on by `step` seconds a turn. Returns the error."""
+        """Turns the loop until it is over; with a clock, time goes on by `step` seconds a turn.
+
+        Returns the error.
+        """
         turn_until(self.loop, lambda: self.outcomes or (clock and clock.advance(step)))
         assert len(self.outcomes) == 1
         return self.outcomes[0]
@@ -131,8 +137,8 @@ def test_good_server_is_understood_however_its_answers_are_cut(run, liar, way, d
     assert list(load(state).numbers) == NUMBERS and begun.kept
 
 
-@pytest.mark.parametrize("n, batch", [(0, 1), (1, 1), (5, 5), (6, 5), (10, 5), (3, 65535), (2000, 1), (65535, 5),
-                                      (65535, 65535)])
+@pytest.mark.parametrize("n, batch", [(0, 1), (1, 1), (5, 5), (6, 5), (10, 5), (3, 65535), (2000, 1),
+                                      (65535, 5), (65535, 65535)])
 def test_sequence_of_the_real_server_arrives_complete(server, loop, n, batch):
     begun = Journal(CLIENT_ID.encode("ascii"), n, batch)
     done = Run(loop, server(test_mode=True).port, begun)
@@ -161,7 +167,8 @@ def test_transcript_sees_what_is_sent_and_received(run, liar):
     assert done.wait() is None
     assert done.said("sending") == [message + ";" for message in server.heard()]
     assert done.said("received") == [GOOD(message).decode("ascii") for message in server.heard()]
-    assert [name for name, _ in done.events if name not in ("sending", "received")] == ["requesting", "closing"]
+    others = [name for name, _ in done.events if name not in ("sending", "received")]
+    assert others == ["requesting", "closing"]
 
 
 def test_client_closes_the_connection_in_good_order(run, liar, loop):
@@ -268,7 +275,8 @@ def test_numbers_kept_after_an_error_complete_with_a_good_server(run, liar, cloc
     server = liar(GOOD)
     assert run(server, found, resume=True).wait() is None
     assert list(load(state).numbers) == NUMBERS
-    assert server.heard() == ["CONT," + CLIENT_ID] + ["RECV,%d" % index for index in range(batches, 5)] + ["FIN"]
+    assert server.heard() == ["CONT," + CLIENT_ID] + ["RECV,%d" % index
+                                                      for index in range(batches, 5)] + ["FIN"]
 
 
 @pytest.mark.parametrize("watched", [False, True])
@@ -314,13 +322,16 @@ def test_numbers_with_a_wrong_checksum_are_dropped_and_fetched_anew(run, liar, w
 
 
 def test_result_is_the_same_with_and_without_a_transcript(run, liar, clock, loop):
-    """Streams made of good and bad pieces by chance, cut by chance: the fast path may not differ in anything."""
+    """Streams made of good and bad pieces by chance, cut by chance: the fast path may not differ in anything.
+    """
     chance = random.Random(4)
     good = [GOOD("RECV,%d" % index) for index in range(5)]
-    odd = [b"NUM,1;", b"NUM,1:2:3:4:5;", b"NUM,1:2:3:4:500;", b"ERR,no;", b";", b"NUM,1:2:3", b"ACK;", b"FAC,0;"]
+    odd = [b"NUM,1;", b"NUM,1:2:3:4:5;", b"NUM,1:2:3:4:500;", b"ERR,no;", b";", b"NUM,1:2:3", b"ACK;",
+           b"FAC,0;"]
     kinds = set()
     for _ in range(120):
-        stream = good[:chance.randrange(6)] + chance.choices(odd, k=chance.randrange(3)) + good[:chance.randrange(3)]
+        stream = good[:chance.randrange(6)]
+        stream += chance.choices(odd, k=chance.randrange(3)) + good[:chance.randrange(3)]
         answers = instead(GOOD, RECV=b"", RECV_0=b"".join(stream))
         results = []
         drip = chance.choice([None, 1, 7, 33])
@@ -419,7 +430,8 @@ def test_default_window_sends_its_requests_at_once(loop, run, liar):
 
 
 def test_pauses_double_from_50_ms_to_5_s_with_jitter(loop, clock, begun):
-    """A name that cannot be looked up fails without the network, so that the pauses are all that takes time."""
+    """A name that cannot be looked up fails without the network, so that the pauses are all that takes time.
+    """
     pauses = []
     for _ in range(20):
         run = Run(loop, 1, begun, host="\u00e9", retry=12, watched=True)
@@ -476,7 +488,8 @@ def test_progress_resets_the_retries_and_nothing_is_asked_for_twice(run, liar, c
     assert list(begun.numbers) == NUMBERS
     assert done.fetch.drops == 5
     assert [peer.heard[1:] for peer in server.peers] == [
-        ["RECV,0", "RECV,1"], ["RECV,1", "RECV,2"], ["RECV,2", "RECV,3"], ["RECV,3", "RECV,4"], ["RECV,4", "FIN"], ["FIN"]]
+        ["RECV,0", "RECV,1"], ["RECV,1", "RECV,2"], ["RECV,2", "RECV,3"], ["RECV,3", "RECV,4"],
+        ["RECV,4", "FIN"], ["FIN"]]
 
 
 def test_retries_run_out_without_progress(run, liar, clock, begun):
@@ -627,7 +640,8 @@ def test_nothing_is_left_on_the_loop_after_the_end(run, liar, loop, clock):
 def test_each_exit_status_has_its_exception(kind, status):
     assert issubclass(kind, errors.FetchError) and kind.__mro__[1] is errors.FetchError
     error = kind("a line", True)
-    assert (error.status, str(error), error.resumable, kind("a line").resumable) == (status, "a line", True, False)
+    assert (error.status, str(error), error.resumable,
+            kind("a line").resumable) == (status, "a line", True, False)
     assert getattr(numseq, kind.__name__) is kind and kind.__name__ in numseq.__all__
     assert "  %d    " % status in client.STATUSES
 
@@ -635,16 +649,19 @@ def test_each_exit_status_has_its_exception(kind, status):
 # ---- as a library
 
 
+def loaded_by(statement):
+    """The names of the modules that a statement loads into a fresh interpreter."""
+    return set(run_python("import sys; before = set(sys.modules); %s\n"
+                          "print(*set(sys.modules) - before)" % statement).split())
+
+
 def test_importing_the_package_loads_only_its_errors():
-    loaded = run_python("import sys; before = set(sys.modules); import numseq; print(sorted(set(sys.modules) - before))")
-    assert eval(loaded) == ["numseq", "numseq.errors", "numseq.version"]
+    assert loaded_by("import numseq") == {"numseq", "numseq.errors", "numseq.version"}
 
 
 def test_client_loads_neither_argparse_nor_the_server():
-    loaded = run_python(
-        "import sys; before = set(sys.modules); import numseq.client; print(sorted(set(sys.modules) - before))")
-    assert not {"argparse", "asyncio", "ssl", "threading", "numseq.server", "numseq.store", "numseq.options"} & set(
-        eval(loaded))
+    unwanted = {"argparse", "asyncio", "ssl", "threading", "numseq.server", "numseq.store", "numseq.options"}
+    assert not unwanted & loaded_by("import numseq.client")
 
 
 def test_fetch_returns_the_numbers_with_their_sum_checksum_and_id(port):

@@ -1,4 +1,4 @@
-"""The client as the tool one uses every day: its outputs, its exit statuses, and what becomes of it when it is killed."""
+"""The client as a process: its outputs, its exit statuses, and how it continues after a kill."""
 
 import errno
 import os
@@ -21,7 +21,8 @@ from numseq.journal import load
 
 NUMBERS = numbers_of(1, 23)
 GOOD = honest(NUMBERS, 5)
-RESULT = "The SUM of numbers is: %d\nChecksum (%s) is valid!\n" % (sum(NUMBERS), GOOD("FIN")[4:-1].decode("ascii"))
+RESULT = "The SUM of numbers is: %d\nChecksum (%s) is valid!\n" % (sum(NUMBERS),
+                                                                   GOOD("FIN")[4:-1].decode("ascii"))
 LISTED = "".join("%d\n" % number for number in NUMBERS)
 NEW = "NEW", 23
 WRONG_CHECKSUM = instead(GOOD, FIN=b"FAC," + b"0" * 32 + b";")
@@ -50,7 +51,10 @@ def ended(loop):
 
 @pytest.fixture
 def run(programs, ended):
-    """A function: runs a client against a Liar to its end. The server's port goes where the command has it."""
+    """A function: runs a client against a Liar to its end.
+
+    The server's port goes where the command has it.
+    """
 
     def run_client(server, *arguments, **options):
         before = 2 if arguments[0] == "NEW" else 1
@@ -160,11 +164,13 @@ def test_output_on_standard_output_is_empty_after_a_failure(run, liar):
 @pytest.mark.parametrize("path, code", [
     ("missing/numbers", errno.ENOENT), (".", errno.EISDIR),
     pytest.param("/dev/full", errno.ENOSPC,
-                 marks=pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")),
+                 marks=pytest.mark.skipif(not os.path.exists("/dev/full"),
+                                          reason="needs a device that is always full")),
 ])
 def test_output_that_cannot_be_written_is_one_line_and_its_own_status(run, liar, path, code):
     result = run(liar(GOOD), *NEW, "-q", "--output", path)
-    assert result == (OUTPUT_FAILED, RESULT, "client.py: %r cannot be written: %s\n" % (path, os.strerror(code)))
+    assert result == (OUTPUT_FAILED, RESULT,
+                      "client.py: %r cannot be written: %s\n" % (path, os.strerror(code)))
 
 
 def test_output_that_failed_is_written_by_continue(run, liar, tmp_path):
@@ -230,8 +236,9 @@ def test_full_standard_error_changes_nothing_else(programs, liar, loop, closed):
     if not (closed or os.path.exists("/dev/full")):
         pytest.skip("needs a device that is always full")
     with open(os.devnull if closed else "/dev/full", "wb") as full:
-        client = programs.start_client(*NEW, liar(instead(GOOD, RECV_3=cut)).port, "-q", "--state", "missing/state",
-                                       err=full, preexec=(lambda: os.close(2)) if closed else None)
+        client = programs.start_client(*NEW, liar(instead(GOOD, RECV_3=cut)).port, "-q", "--state",
+                                       "missing/state", err=full,
+                                       preexec=(lambda: os.close(2)) if closed else None)
         turn_until(loop, lambda: client.process.poll() is not None)
     assert client.wait()[:2] == (4, "")
 
@@ -254,12 +261,16 @@ def test_unwritable_transcript_ends_the_same_on_either_stream(programs, port, br
 STATUSES = {
     "complete": (GOOD, COMPLETE, RESULT, ""),
     "checksum": (WRONG_CHECKSUM, 1, NOT_VALID,
-                 "client.py: these are not the server's numbers, so they were dropped; CONTINUE fetches them again\n"
+                 "client.py: these are not the server's numbers, so they were dropped; "
+                 "CONTINUE fetches them again\n"
                  "client.py: to go on: client.py CONTINUE {port}\n"),
-    "refused": (instead(GOOD, INIT=b"ERR,Too many clients;"), 3, "", "client.py: refused: Too many clients\n"),
-    "lost": (instead(GOOD, RECV_3=cut), 4, "", "client.py: %s\nclient.py: to go on: client.py CONTINUE {port}\n" % RESET),
+    "refused": (instead(GOOD, INIT=b"ERR,Too many clients;"), 3, "",
+                "client.py: refused: Too many clients\n"),
+    "lost": (instead(GOOD, RECV_3=cut), 4, "",
+             "client.py: %s\nclient.py: to go on: client.py CONTINUE {port}\n" % RESET),
     "ended": (instead(GOOD, RECV_3=end), 4, "",
-              "client.py: The server closed the connection\nclient.py: to go on: client.py CONTINUE {port}\n"),
+              "client.py: The server closed the connection\n"
+              "client.py: to go on: client.py CONTINUE {port}\n"),
     "lost before there was anything": (instead(GOOD, INIT=cut), 4, "", "client.py: %s\n" % RESET),
     "silent": (instead(GOOD, RECV_3=hang), 4, "",
                "client.py: no answer for 1 s\nclient.py: to go on: client.py CONTINUE {port}\n"),
@@ -270,7 +281,7 @@ STATUSES = {
 
 
 def timeout_of(name):
-    """Seconds until the client gives up: short for the one that waits for it, and never reached for the others."""
+    """Seconds until the client gives up: short where the test waits for that, never reached elsewhere."""
     return 1 if name == "silent" else WAIT_SECONDS
 
 
@@ -299,13 +310,15 @@ def test_transcript_ends_with_the_error_and_the_hint_is_on_stderr(run, liar, nam
 @pytest.mark.parametrize("command", [("-h",), ("NEW", "-h"), ("CONTINUE", "-h")])
 def test_help_lists_every_exit_status(programs, command):
     said = programs.client(*command).out
-    assert [int(number) for number in re.findall(r"^  (\d+)  ", said, re.MULTILINE)] == [0, 1, 2, 3, 4, 5, 74, 130, 141]
+    assert [int(number)
+            for number in re.findall(r"^  (\d+)  ", said, re.MULTILINE)] == [0, 1, 2, 3, 4, 5, 74, 130, 141]
 
 
 def test_hint_names_the_options_needed_to_continue(run, liar, tmp_path):
     server = liar(instead(GOOD, RECV_3=cut))
     result = run(server, *NEW, "--host", "localhost", "--state", "my state", "--retry", 0)
-    assert result.err == "client.py: to go on: client.py CONTINUE %d --host localhost --state 'my state'\n" % server.port
+    assert result.err == ("client.py: to go on: client.py CONTINUE %d --host localhost --state 'my state'\n"
+                          % server.port)
 
 
 def test_retry_survives_drops_and_shows_them_in_the_transcript_alone(run, liar):
@@ -318,7 +331,8 @@ def test_retry_survives_drops_and_shows_them_in_the_transcript_alone(run, liar):
 
 
 @pytest.mark.parametrize("quiet", [(), ("-q",)])
-def test_interrupt_ends_with_130_and_a_hint_and_continue_completes(programs, run, liar, loop, tmp_path, quiet):
+def test_interrupt_ends_with_130_and_a_hint_and_continue_completes(programs, run, liar, loop, tmp_path,
+                                                                   quiet):
     server = liar(instead(GOOD, RECV_3=hang))
     client = programs.start_client(*NEW, server.port, *quiet)
     turn_until(loop, lambda: "RECV,3" in server.heard())
@@ -389,7 +403,8 @@ def test_progress_shows_on_a_terminal_in_quiet_mode_and_is_erased(programs, liar
     server = liar(instead(GOOD, RECV_1=cut), instead(GOOD, RECV_3=b"", RECV_4=b""), GOOD)
     client = programs.start_client(*NEW, server.port, "-q", "--window", 1, "--retry", 1, err=terminal.file)
     # Three batches of five are here, after a drop.
-    turn_until(loop, lambda: [shown for shown in PROGRESS.findall(terminal.read()) if shown[0::3] == ("65", "1")])
+    turn_until(loop,
+               lambda: [shown for shown in PROGRESS.findall(terminal.read()) if shown[0::3] == ("65", "1")])
     share, rate, left, drops = PROGRESS.findall(terminal.read())[-1]
     assert int(rate) > 0 and left.endswith(" s left")
     server.peers[1].say(GOOD("RECV,3"))
@@ -420,11 +435,14 @@ def test_progress_before_any_number_says_waiting(programs, liar, loop, terminal)
     assert PROGRESS.search(terminal.read()).groups() == ("0", "0", "waiting", "0")
     client.process.send_signal(signal.SIGINT)
     turn_until(loop, lambda: client.process.poll() is not None)
-    assert terminal.read().split(ERASED)[-1].startswith("client.py: interrupted"), "the hint is behind the progress"
+    last = terminal.read().split(ERASED)[-1]
+    assert last.startswith("client.py: interrupted"), "the progress was not erased before the hint"
 
 
-@pytest.mark.parametrize("options, on_terminal", [((), True), (("-q", "--no-progress"), True), (("-q",), False)])
-def test_progress_is_shown_only_on_a_terminal_in_quiet_mode(programs, liar, loop, terminal, options, on_terminal):
+@pytest.mark.parametrize("options, on_terminal",
+                         [((), True), (("-q", "--no-progress"), True), (("-q",), False)])
+def test_progress_is_shown_only_on_a_terminal_in_quiet_mode(programs, liar, loop, terminal, options,
+                                                            on_terminal):
     server = liar(instead(GOOD, FIN=b""))
     client = programs.start_client(*NEW, server.port, *options, err=terminal.file if on_terminal else None)
     turn_until(loop, lambda: server.heard()[-1:] == ["FIN"])
@@ -442,7 +460,8 @@ def test_progress_is_shown_only_on_a_terminal_in_quiet_mode(programs, liar, loop
 
 def test_unwritable_state_is_one_warning_and_the_fetch_goes_on(run, liar):
     assert run(liar(GOOD), *NEW, "-q", "--state", "missing/state") == (
-        0, RESULT, "client.py: the state 'missing/state' cannot be written, CONTINUE will not be possible: %s\n"
+        0, RESULT,
+        "client.py: the state 'missing/state' cannot be written, CONTINUE will not be possible: %s\n"
         % os.strerror(errno.ENOENT))
 
 
@@ -475,7 +494,8 @@ def test_damaged_state_is_reported_in_one_line_and_stays(programs, port, tmp_pat
 @pytest.mark.parametrize("theirs, status, said", [
     (honest(NUMBERS[::-1], 5), 1, "these are not the server's numbers, so they were dropped"),
     (honest(NUMBERS, 4), 5, "4 numbers in batch 3, which has 5"),
-    (instead(GOOD, RECV=b"ERR,Invalid batch index requested: 3;"), 3, "refused: Invalid batch index requested: 3"),
+    (instead(GOOD, RECV=b"ERR,Invalid batch index requested: 3;"), 3,
+     "refused: Invalid batch index requested: 3"),
 ])
 def test_state_of_another_sequence_is_reported_in_one_line(run, liar, theirs, status, said):
     assert run(liar(instead(GOOD, RECV_3=cut)), *NEW, "-q", "--window", 1).status == 4
@@ -504,7 +524,8 @@ def test_two_clients_with_different_states_run_side_by_side(programs, tmp_path):
     server = programs.server(session_timeout=0.1)
     names = [str(uuid.uuid4()) for _ in range(2)]
     command = ("-q", "--window", 4, "--retry", 1000)
-    clients = [programs.start_client("NEW", 10000, server.port, "--client_id", name, "--state", name, *command)
+    clients = [programs.start_client("NEW", 10000, server.port, "--client_id", name, "--state", name,
+                                     *command)
                for name in names]
     results = [client.wait() for client in clients]
     for name, result in zip(names, results):
@@ -522,7 +543,7 @@ COUNT = 20000
 
 @pytest.mark.slow
 def test_kill_at_any_moment_neither_loses_nor_repeats_numbers(programs, liar, loop, tmp_path):
-    """One fetch, killed again and again while it takes many batches a turn; the server writes down what it is asked."""
+    """Kills a fetch again and again while it receives many batches per turn; the server records requests."""
     chance = random.Random(9)
     numbers = numbers_of(9, COUNT)
     state = str(tmp_path / "numseq.state")
@@ -562,7 +583,8 @@ def test_kill_at_any_moment_neither_loses_nor_repeats_numbers(programs, liar, lo
 def test_continue_completes_and_verifies_after_a_kill(programs, port, tmp_path, seed):
     chance = random.Random(seed)
     client_id = str(uuid.uuid4())
-    client = programs.start_client("NEW", COUNT, port, "--client_id", client_id, "--window", 8, measured=False)
+    client = programs.start_client("NEW", COUNT, port, "--client_id", client_id, "--window", 8,
+                                   measured=False)
     client.wait_for("INIT" if seed == 0 else "RECV")
     time.sleep(chance.uniform(0, 0.06))
     client.process.kill()
@@ -573,7 +595,7 @@ def test_continue_completes_and_verifies_after_a_kill(programs, port, tmp_path, 
         return
     batches = load(state).batches()
     last_asked = re.findall(r"RECV,(\d+);", said)[-1:]
-    assert not last_asked or batches > int(last_asked[0]) - 8, "what had arrived before the last request is lost"
+    assert not last_asked or batches > int(last_asked[0]) - 8, "received batches are lost"
     more = programs.client("CONTINUE", port, "--retry", 100, "--window", 8)
     assert more.status == 0, more.err
     assert more.out.count("Skipping chunk-nr: ") >= batches

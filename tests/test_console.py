@@ -1,4 +1,4 @@
-"""Lines on a standard stream: nobody who does not read them holds up the loop, and none is lost without a word.
+"""Lines on a standard stream: a reader that stalls never blocks the loop, and lost lines are counted.
 
 All of it is lesson 30.
 """
@@ -47,7 +47,7 @@ def pipe():
 
 @pytest.fixture
 def terminal():
-    """(the person's end, the program's end) of a pseudo-terminal that passes bytes as they are, as unbuffered files."""
+    """(user's end, program's end) of a pseudo-terminal in raw mode, as unbuffered files."""
     pty = pytest.importorskip("pty")
     tty = pytest.importorskip("tty")
     try:
@@ -142,7 +142,8 @@ def test_output_written_in_a_turn_is_bounded(loop, request, console_on, monkeypa
     console = console_on(ours)
     sizes = []
     plain = os.write
-    monkeypatch.setattr(os, "write", lambda file, data: sizes.append((loop.turns, len(data))) or plain(file, data))
+    monkeypatch.setattr(os, "write",
+                        lambda file, data: sizes.append((loop.turns, len(data))) or plain(file, data))
     write_lines(console, 0, 1000)
     read = reader_of(theirs)
     turn_until(loop, lambda: len(read().splitlines()) == 1000)
@@ -184,9 +185,11 @@ def test_lost_reader_neither_ends_the_loop_nor_makes_it_spin(loop, request, cons
 
 
 @pytest.mark.parametrize("kind", ["pipe", "terminal"])
-@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="without /proc what was opened cannot be opened again")
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"),
+                    reason="without /proc what was opened cannot be opened again")
 def test_shared_file_is_never_made_non_blocking(loop, request, console_on, kind):
-    """A shell's terminal would be so for the shell too, also after a kill: not even while the program runs."""
+    """A shell's terminal would be so for the shell too, also after a kill: not even while the program runs.
+    """
     theirs, ours = request.getfixturevalue(kind)
     console = console_on(ours)
     assert os.get_blocking(ours.fileno())
@@ -267,7 +270,8 @@ def test_line_that_is_not_ascii_is_escaped(loop, console_on, pipe):
 
 
 def test_regular_file_gets_every_line_and_is_not_watched(loop, console_on, tmp_path):
-    """The lines of one turn are more than one write takes, and the file cannot be watched until it takes the rest."""
+    """The lines of one turn exceed one write, and the selector refuses the file, so the rest goes next turn.
+    """
     assert 1000 * len(TEXT) > module.WRITE_MOST
     path = tmp_path / "log"
     with path.open("wb") as file:

@@ -82,9 +82,11 @@ def test_leading_zeros_are_read_while_the_number_fits():
     assert read([b"0000012", b"00", b"0065535", b"7"]) == (12, 0, 65535, 7)
 
 
-@pytest.mark.parametrize("text", [b"", b"65536", b"70000", b"99999", b"131072", b"9999999", b"00000001", b"12345678",
-                                  b"1234567890123456", b"1_0", b" 5", b"5 ", b"5\n", b"\r5", b"+5", b"-1", b"1.0", b"a", b"F", b"0x1",
-                                  b"\t", b"1\t", b"1\t2", b"\t\t", "\u0665".encode(), "\u00b2".encode("latin-1"), b"\0", b"5\0"])
+@pytest.mark.parametrize("text", [b"", b"65536", b"70000", b"99999", b"131072", b"9999999", b"00000001",
+                                  b"12345678", b"1234567890123456", b"1_0", b" 5", b"5 ", b"5\n", b"\r5",
+                                  b"+5", b"-1", b"1.0", b"a", b"F", b"0x1",
+                                  b"\t", b"1\t", b"1\t2", b"\t\t", "\u0665".encode(),
+                                  "\u00b2".encode("latin-1"), b"\0", b"5\0"])
 def test_invalid_number_is_not_read_at_any_place(text):
     for texts in ([text], [b"5", text], [text, b"5"], [b"5"] * 9 + [text] + [b"5"] * 9):
         assert read(texts) is None
@@ -121,8 +123,10 @@ def test_only_0_to_99_are_parsed_of_all_texts_of_two_bytes():
     assert accepted == {b"%d" % number for number in range(100)}
 
 
-@pytest.mark.parametrize("text", [b"101", b"1000", b"007", b"00", b"1_0", b" 5", b"5 ", b"5\n", b"+5", b"-1", b"-0", b"1.0",
-                                  b"1e1", b"0x1", "\u0665".encode(), "\u00b2".encode("latin-1"), b"100\0", b"\x005"])
+@pytest.mark.parametrize("text", [b"101", b"1000", b"007", b"00", b"1_0", b" 5", b"5 ", b"5\n", b"+5", b"-1",
+                                  b"-0", b"1.0", b"1e1", b"0x1", "\u0665".encode(),
+                                  "\u00b2".encode("latin-1"), b"100\0",
+                                  b"\x005"])
 def test_number_outside_0_to_100_is_refused_at_any_place(text):
     for texts in ([text], [b"5", text], [text, b"5"]):
         with pytest.raises(KeyError):

@@ -1,4 +1,4 @@
-"""Nothing is lost and nothing is asked for twice, whatever happens to the connections: through a proxy that breaks them.
+"""No number is lost or requested twice, however a proxy breaks the connections.
 
 The real client, the proxy and the real server share one loop, on the fake clock.
 """
@@ -68,8 +68,8 @@ class World:
     def fetch(self, begun, resume=False, retry=RETRIES, window=1024):
         """One run of a client; returns (Fetch, error)."""
         errors = []
-        fetched = Fetch(self.loop, HOST, self.proxy.port, begun, lambda fetch, error: errors.append(error), resume,
-                        window, retry=retry)
+        fetched = Fetch(self.loop, HOST, self.proxy.port, begun, lambda fetch, error: errors.append(error),
+                        resume, window, retry=retry)
         self.turn_until(lambda: errors)
         return fetched, errors[0]
 
@@ -80,7 +80,7 @@ class World:
         return fetched
 
     def fetch_in_many_runs(self, begun, **options):
-        """Each run has one connection and goes on from the file, or begins anew where it is told that it cannot."""
+        """Each run has one connection and continues from the file, or begins anew if there is none."""
         resume = False
         for _ in range(RUNS_MOST):
             fetched, error = self.fetch(begun, resume, retry=0, **options)
@@ -113,7 +113,8 @@ class World:
 
 def indexes(heard):
     """Those of the RECVs in what a client has sent."""
-    return [int(message[len(b"RECV,"):]) for message in bytes(heard).split(b";") if message.startswith(b"RECV,")]
+    return [int(message[len(b"RECV,"):]) for message in bytes(heard).split(b";")
+            if message.startswith(b"RECV,")]
 
 
 @pytest.fixture
@@ -135,12 +136,14 @@ def fetch(request, world):
 
 
 def offsets(way):
-    """Each place on a way at which a connection can break that otherwise goes well: before its first byte to after its last."""
+    """Every byte offset of one direction at which a connection can break."""
     numbers = bytes(numbers_of(CLIENT_ID, N))
     total = -(-N // BATCH)
     said = {
-        UP: protocol.encode(protocol.INIT, ID, b"%d" % N, b"%d" % BATCH) + protocol.encode_receives(0, total) + b"FIN;",
-        DOWN: b"".join([b"ACK;"] + [protocol.encode_batch(numbers[first:first + BATCH]) for first in range(0, N, BATCH)]
+        UP: protocol.encode(protocol.INIT, ID, b"%d" % N, b"%d" % BATCH) + protocol.encode_receives(0, total)
+        + b"FIN;",
+        DOWN: b"".join([b"ACK;"]
+                       + [protocol.encode_batch(numbers[first:first + BATCH]) for first in range(0, N, BATCH)]
                        + [b"FAC,%032d;" % 0]),
     }
     return range(len(said[way]) + 1)
@@ -184,7 +187,7 @@ def test_peer_that_vanishes_at_any_byte_is_given_up(world, clock, way, window, f
 
 @pytest.mark.parametrize("seed", range(5))
 def test_repeated_cuts_neither_lose_nor_repeat_numbers(world, seed, window, fetch):
-    """Every connection but the last breaks somewhere, in any way, as long as it does not come to its end before."""
+    """Every connection but the last breaks at a random place in a random way, unless it ends before."""
     draw = random.Random(seed)
     for _ in range(20):
         plans = [any_plan(draw) for _ in range(draw.randrange(1, RUNS_MOST))]
@@ -204,7 +207,8 @@ def any_plan(draw):
 def test_long_sequence_arrives_whole_over_many_connections(world, seed, how, fetch):
     """Runs of whole buffers instead of messages one by one: the fast paths of both sides."""
     draw = random.Random(seed)
-    plans = [Plan(cut=(DOWN, draw.randrange(4, 12000)), how=how, piece=draw.choice([None, 997])) for _ in range(RUNS_MOST - 1)]
+    plans = [Plan(cut=(DOWN, draw.randrange(4, 12000)), how=how, piece=draw.choice([None, 997]))
+             for _ in range(RUNS_MOST - 1)]
     begun = world.begin(*plans)
     begun.n, begun.batch = 20000, 5
     world.check(fetch(begun, window=300))
@@ -255,7 +259,8 @@ def test_delay_longer_than_the_session_ends_with_an_error(world):
     assert len(world.proxy.links) == RETRIES + 1
 
 
-@pytest.mark.parametrize("plan", [Plan(twice=True), Plan(twice=True, piece=1), Plan(twice=True, delay=0.01)], ids=repr)
+@pytest.mark.parametrize("plan", [Plan(twice=True), Plan(twice=True, piece=1), Plan(twice=True, delay=0.01)],
+                         ids=repr)
 def test_bytes_that_arrive_twice_leave_the_sequence_unchanged(world, plan, window):
     """The second connection is refused, or reads along, and costs the first nothing."""
     world.check(world.fetch_in_one_run(world.begin(plan), window=window))

@@ -13,12 +13,12 @@ ROW = re.compile(r"^\| `(\w+)` \| .+? \|((?: `\w+`)*) \|$", re.MULTILINE)  # of 
 PACKAGE = os.path.join(ROOT, "numseq")
 MODULES = sorted(name[:-3] for name in os.listdir(PACKAGE) if name.endswith(".py"))
 
-# In Debian's python3.11-minimal, OpenWrt's python3-light, OpenEmbedded's python3-core and python3-io, and Buildroot's,
-# from Python 3.6 to 3.14.
+# In Debian's python3.11-minimal, OpenWrt's python3-light, OpenEmbedded's python3-core and python3-io, and
+# Buildroot's, from Python 3.6 to 3.14.
 EVERYWHERE = frozenset("""
-    abc argparse array binascii bisect collections contextlib enum errno functools hashlib heapq io ipaddress itertools
-    math operator os random re select selectors signal socket stat string struct subprocess sys tempfile textwrap time
-    types zipimport
+    abc argparse array binascii bisect collections contextlib enum errno functools hashlib heapq io ipaddress
+    itertools math operator os random re select selectors signal socket stat string struct subprocess sys
+    tempfile textwrap time types zipimport
 """.split())
 # In some of them: to be tried, with something else to go on with.
 TRIED = frozenset(["_md5", "_sha3"])
@@ -64,7 +64,7 @@ def _catches_import_error(handler):
 
 
 def is_its_own(level, name):
-    """Whether an import is of the package itself, which a program that was started as a file finds by its name."""
+    """Whether an import is of the package itself, by name, as a program started as a file does it."""
     return name == "numseq" if not level else level == 1 and name in MODULES
 
 
@@ -75,8 +75,12 @@ def rooms():
 
 
 def own_imports(module):
-    """The modules of the package that a module imports. A store is imported by its name when it is asked for."""
-    return {name for level, name, _ in imports(module) if level and not (module == "store" and name.startswith("store_"))}
+    """The modules of the package that a module imports.
+
+    A store is imported by its name when it is asked for.
+    """
+    return {name for level, name, _ in imports(module) if level
+            and not (module == "store" and name.startswith("store_"))}
 
 
 def test_table_of_rooms_has_every_module_once():
@@ -97,7 +101,8 @@ def test_modules_import_only_from_above_them(module):
 @pytest.mark.parametrize("module", MODULES)
 def test_only_modules_that_every_small_build_has_are_imported(module):
     assert [name for level, name, tried in imports(module)
-            if not (is_its_own(level, name) or not level and (name in EVERYWHERE or tried and name in TRIED))] == []
+            if not (is_its_own(level, name) or not level
+                    and (name in EVERYWHERE or tried and name in TRIED))] == []
 
 
 def test_imports_are_found_wherever_they_stand():
@@ -116,7 +121,8 @@ def test_syntax_is_that_of_python_3_6(module):
 def test_later_syntax_is_not_used(module):
     for node in ast.walk(tree(module)):
         assert not isinstance(node, NEWER_SYNTAX), "line %d" % node.lineno
-        assert not (isinstance(node, ast.arguments) and getattr(node, "posonlyargs", None)), "positional-only arguments"
+        assert not (isinstance(node, ast.arguments)
+                    and getattr(node, "posonlyargs", None)), "positional-only arguments"
         assert not (isinstance(node, ast.ImportFrom) and node.module == "__future__"), "line %d" % node.lineno
 
 

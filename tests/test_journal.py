@@ -1,4 +1,4 @@
-"""What the client keeps between its runs: whole or not there, appended to, and read again whatever became of it."""
+"""The client's state file: replaced as a whole, appended to, and read again in whatever condition it is."""
 
 import binascii
 import errno
@@ -181,8 +181,8 @@ def test_file_that_cannot_be_truncated_is_reported(path, complaints, monkeypatch
 
 
 @pytest.mark.parametrize("n, batch, numbers, batches, total", [
-    (0, 5, 0, 0, 0), (1, 5, 0, 0, 1), (1, 5, 1, 1, 1), (13, 5, 10, 2, 3), (13, 5, 13, 3, 3), (10, 5, 10, 2, 2),
-    (65535, 1, 65535, 65535, 65535), (5, 65535, 5, 1, 1),
+    (0, 5, 0, 0, 0), (1, 5, 0, 0, 1), (1, 5, 1, 1, 1), (13, 5, 10, 2, 3), (13, 5, 13, 3, 3),
+    (10, 5, 10, 2, 2), (65535, 1, 65535, 65535, 65535), (5, 65535, 5, 1, 1),
 ])
 def test_batches_are_counted_with_the_short_last_one(n, batch, numbers, batches, total):
     made = Journal(CLIENT_ID, n, batch, bytes(numbers))
@@ -237,14 +237,16 @@ def test_unwritable_place_is_reported_once(tmp_path, complaints, name):
 def test_read_only_folder_is_reported_once(tmp_path, complaints):
     tmp_path.chmod(0o500)
     begun(str(tmp_path / "state"), complaints=complaints)
-    assert len(complaints) == 1 and complaints[0].endswith("CONTINUE will not be possible: " + os.strerror(errno.EACCES))
+    assert len(complaints) == 1 and complaints[0].endswith("CONTINUE will not be possible: "
+                                                           + os.strerror(errno.EACCES))
 
 
 def test_pipe_or_a_device_is_not_replaced(path, complaints):
     os.mkfifo(path)
     made = begun(path, complaints=complaints)
     assert not os.path.isfile(path), "root would lose /dev/null to --state /dev/null"
-    assert complaints == ["the state %r cannot be written, CONTINUE will not be possible: not a regular file" % path]
+    assert complaints == ["the state %r cannot be written, CONTINUE will not be possible: not a regular file"
+                          % path]
     assert not made.kept
 
 

@@ -67,8 +67,7 @@ def test_cancelled_timers_leave_the_heap(loop, traced):
 
 @lesson(11)
 def test_cancelled_timer_lets_go_of_its_callback_at_once(loop):
-    """Lesson 11: the reference goes at once, not when the timer would have been due."""
-
+    """The reference goes at once, not when the timer would have been due."""
     class Owner:
         def callback(self):
             """Never called."""
@@ -84,7 +83,7 @@ def test_cancelled_timer_lets_go_of_its_callback_at_once(loop):
 
 @lesson(11)
 def test_compaction_keeps_the_live_timers_in_order(loop):
-    """Lesson 11: also within a callback, in the midst of a turn."""
+    """Also within a callback, in the midst of a turn."""
     ran = []
     doomed = []
     for number in range(3000):
@@ -104,7 +103,7 @@ def test_compaction_keeps_the_live_timers_in_order(loop):
 
 @lesson(11)
 def test_cancelling_costs_the_same_however_many_timers_live(loop, monkeypatch):
-    """Lesson 11: each time half of it went, so that a cancel costs the same however many timers live."""
+    """Each time half of it went, so that a cancel costs the same however many timers live."""
     compactions = []
     plain = reactor.heapq.heapify
     monkeypatch.setattr(reactor.heapq, "heapify", lambda heap: compactions.append(len(heap)) or plain(heap))
@@ -134,7 +133,6 @@ def test_timer_cancelled_in_a_callback_never_fires(loop):
 
 @lesson(12)
 def test_moving_one_timer_leaves_the_others_in_time(loop, clock):
-    """Lesson 12."""
     begin = clock()
     ran = []
     timers = [loop.call_later(1 + number / 10, boom) for number in range(20)]
@@ -148,7 +146,6 @@ def test_moving_one_timer_leaves_the_others_in_time(loop, clock):
 
 @lesson(13)
 def test_equal_deadlines_fire_in_the_order_they_were_set(loop, clock):
-    """Lesson 13."""
     ran = []
     when = clock() + 1
     for number in range(100):
@@ -159,7 +156,7 @@ def test_equal_deadlines_fire_in_the_order_they_were_set(loop, clock):
 
 @lesson(14)
 def test_timers_run_on_the_monotonic_clock(real_loop, monkeypatch):
-    """Lesson 14: the loop's clock is the monotonic one."""
+    """The loop's clock is the monotonic one."""
     monkeypatch.setattr(time, "time", boom)
     ran = []
     real_loop.call_later(0.001, lambda: ran.append(1))
@@ -170,7 +167,7 @@ def test_timers_run_on_the_monotonic_clock(real_loop, monkeypatch):
 
 @lesson(15)
 def test_waiting_for_a_timer_takes_few_turns(real_loop):
-    """Lesson 15: rounded down, the last millisecond of the wait would be many turns."""
+    """Rounded down, the last millisecond of the wait would be many turns."""
     ran = []
     for number in range(5):
         real_loop.call_later(0.0100 + number * 0.0107, lambda: ran.append(real_loop.turns))
@@ -181,7 +178,7 @@ def test_waiting_for_a_timer_takes_few_turns(real_loop):
 
 @lesson(15)
 def test_overdue_timer_does_not_make_the_wait_endless(loop, clock):
-    """Lesson 15: a negative timeout is for ever to epoll and poll."""
+    """A negative timeout is for ever to epoll and poll."""
     loop.call_later(1, lambda: None)
     clock.advance(5)
     loop.turn()
@@ -191,7 +188,6 @@ def test_overdue_timer_does_not_make_the_wait_endless(loop, clock):
 @lesson(15)
 @pytest.mark.parametrize("delay", [None, 1e6, 1e12, float("inf")])
 def test_longest_wait_fits_the_system_call(loop, delay):
-    """Lesson 15."""
     if delay is not None:
         loop.call_later(delay, boom)
     loop.turn()
@@ -206,7 +202,6 @@ def test_longest_wait_fits_the_system_call(loop, delay):
 
 @lesson(16)
 def test_timer_set_again_with_no_delay_lets_sockets_be_served(loop, make_pair):
-    """Lesson 16."""
     runs = []
 
     def again():
@@ -226,7 +221,7 @@ def test_timer_set_again_with_no_delay_lets_sockets_be_served(loop, make_pair):
 
 @lesson(16)
 def test_thousands_of_timers_due_at_once_let_sockets_be_served(loop, make_pair):
-    """Lesson 16: they are run in order, but not all in one turn."""
+    """They are run in order, but not all in one turn."""
     ran = []
     when_served = []
     _, peer = make_pair(Recorder(lambda stream: when_served.append(len(ran)) or echo(stream)))
@@ -292,7 +287,6 @@ def test_exceptions_are_printed_by_default(real_loop):
 
 @lesson(23)
 def test_exception_in_one_handler_is_reported_and_ends_only_its_stream(loop, make_pair):
-    """Lesson 23."""
     bad, good = Recorder(boom), Recorder(echo)
     _, bad_peer = make_pair(bad)
     _, good_peer = make_pair(good)
@@ -309,7 +303,7 @@ def test_exception_in_one_handler_is_reported_and_ends_only_its_stream(loop, mak
 
 @lesson(23)
 def test_exception_in_a_resumed_handler_does_not_end_the_loop(loop, make_pair):
-    """Lesson 23: what is left in a buffer is handled in another place than events."""
+    """What is left in a buffer is handled in another place than events."""
     handler = Recorder(lambda stream: stream.resume() if handler.events.count("received") < 2 else boom())
     _, peer = make_pair(handler)
     peer.send(b"x")
@@ -320,7 +314,7 @@ def test_exception_in_a_resumed_handler_does_not_end_the_loop(loop, make_pair):
 
 @lesson(23)
 def test_exception_in_closed_after_an_exception_does_not_end_the_loop(loop, make_pair):
-    """Lesson 23: a handler that is broken is so in `closed` too. Both are told, and the others are served."""
+    """A handler that is broken is so in `closed` too. Both are told, and the others are served."""
     handler = Recorder(boom)
     handler.closed = boom
     _, bad_peer = make_pair(handler)
@@ -335,7 +329,6 @@ def test_exception_in_closed_after_an_exception_does_not_end_the_loop(loop, make
 
 @lesson(23)
 def test_exception_in_a_timer_does_not_stop_the_next_one(loop):
-    """Lesson 23."""
     ran = []
     loop.call_later(1, boom)
     loop.call_later(1, lambda: ran.append(1))
@@ -346,7 +339,6 @@ def test_exception_in_a_timer_does_not_stop_the_next_one(loop):
 
 @lesson(23)
 def test_exception_in_accepted_does_not_end_the_listener(loop, client_of):
-    """Lesson 23."""
     accepted = []
 
     def first_fails(connection):
@@ -366,8 +358,6 @@ def test_exception_in_accepted_does_not_end_the_listener(loop, client_of):
 @lesson(23)
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
 def test_interrupt_ends_the_run(loop, make_pair, interruption):
-    """Lesson 23."""
-
     def interrupt(*_):
         raise interruption
 
@@ -398,7 +388,7 @@ def high_socket(connected_sockets):
 
 @lesson(1)
 def test_file_number_too_high_for_select_costs_only_its_connection(clock, high_socket):
-    """Lesson 1: it is one file too many, and this connection's alone."""
+    """It is one file too many, and this connection's alone."""
     loop = Loop(clock, selectors.SelectSelector())
     with pytest.raises(OSError) as caught:
         Stream(loop, high_socket, Recorder())
@@ -500,7 +490,6 @@ def kill():
 
 @lesson(22)
 def test_signal_ends_a_long_wait(real_loop, kill):
-    """Lesson 22."""
     ran = []
     real_loop.on_signal(signal.SIGUSR1, lambda: ran.append(1) or real_loop.stop())
     real_loop.call_later(60, boom)
@@ -514,7 +503,7 @@ def test_signal_ends_a_long_wait(real_loop, kill):
 
 @lesson(22)
 def test_flood_of_signals_neither_blocks_nor_spins(loop, kill, capfd):
-    """Lesson 22: the pair is drained, and a full one is no fault."""
+    """The pair is drained, and a full one is no fault."""
     ran = []
     loop.on_signal(signal.SIGUSR1, lambda: ran.append(1))
     for _ in range(100000):
@@ -529,7 +518,7 @@ def test_flood_of_signals_neither_blocks_nor_spins(loop, kill, capfd):
 
 @lesson(22)
 def test_wakeup_file_and_handlers_are_restored(clock):
-    """Lesson 22: another's are there before, and are there again."""
+    """Another's are there before, and are there again."""
     here, there = socket.socketpair()
     there.setblocking(False)
     before = signal.getsignal(signal.SIGUSR2)
@@ -551,9 +540,10 @@ def test_wakeup_file_and_handlers_are_restored(clock):
         there.close()
 
 
+@lesson(22)
 @lesson(23)
 def test_exception_in_a_signal_callback_does_not_stop_other_signals(loop, kill):
-    """Lessons 22 and 23: each is told, and signals still come."""
+    """Each is told, and signals still come."""
     numbers = signal.SIGUSR1, signal.SIGUSR2
     for number in numbers:
         loop.on_signal(number, boom)

@@ -11,10 +11,11 @@ from helpers import run_python
 from numseq import __version__, options, server, store
 
 ID = "123e4567-e89b-12d3-a456-426614174000"
-NO_WHOLE_NUMBERS = ["", " ", "x", "1_0", " 5", "5 ", "+5", "-1", "5.0", "1e3", "0x10", "5\n", "\u0665", "\u00b2", "5" * 50,
-                    "nan", "inf", "\udcff"]
-NO_SECONDS = ["", " ", "x", "0", "0.0", "-0", "-1", "-0.5", "nan", "NaN", "inf", "-inf", "Infinity", "1e300", "1e400", "1e-400",
-              "1000000001", "1_0", " 5", "5 ", "5\n", "0x10", "\u0665", "5s", "1e", "e", ".", "--5", "1.2.3"]
+NO_WHOLE_NUMBERS = ["", " ", "x", "1_0", " 5", "5 ", "+5", "-1", "5.0", "1e3", "0x10", "5\n", "\u0665",
+                    "\u00b2", "5" * 50, "nan", "inf", "\udcff"]
+NO_SECONDS = ["", " ", "x", "0", "0.0", "-0", "-1", "-0.5", "nan", "NaN", "inf", "-inf", "Infinity", "1e300",
+              "1e400", "1e-400", "1000000001", "1_0", " 5", "5 ", "5\n", "0x10", "\u0665", "5s", "1e", "e",
+              ".", "--5", "1.2.3"]
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +49,8 @@ def refusal(capsys):
 # ---- types
 
 
-@pytest.mark.parametrize("text, value", [("1", 1), ("007", 7), ("65535", 65535), ("65536", None), ("0", None), ("4", 4)])
+@pytest.mark.parametrize("text, value",
+                         [("1", 1), ("007", 7), ("65535", 65535), ("65536", None), ("0", None), ("4", 4)])
 def test_whole_numbers_keep_to_their_range(text, value):
     parse_it = options.number(1, 65535)
     if value is None:
@@ -75,7 +77,8 @@ def test_port_keeps_to_its_range(parse_it, least):
 
 
 @pytest.mark.parametrize("text, value", [
-    ("1", 1.0), ("0.5", 0.5), (".5", 0.5), ("5.", 5.0), ("30", 30.0), ("1e3", 1000.0), ("1E-3", 0.001), ("1000000000", 1e9)])
+    ("1", 1.0), ("0.5", 0.5), (".5", 0.5), ("5.", 5.0), ("30", 30.0), ("1e3", 1000.0), ("1E-3", 0.001),
+    ("1000000000", 1e9)])
 def test_times_are_seconds_with_fractions(text, value):
     parsed = options.seconds(text)
     assert parsed == value and isinstance(parsed, float)
@@ -92,16 +95,17 @@ def test_client_id_is_taken_as_it_is_written(text):
     assert options.client_id(text) == text.encode()
 
 
-@pytest.mark.parametrize("text", ["", ID[:-1], ID + "0", "{%s}" % ID, ID.replace("-", ""), ID[:-1] + "g", ID[:-1] + "\u0665",
-                                  ID[:-1] + "\udcff", ID[:-1] + "?", ID + "\n"], ids=ascii)
+@pytest.mark.parametrize("text", ["", ID[:-1], ID + "0", "{%s}" % ID, ID.replace("-", ""), ID[:-1] + "g",
+                                  ID[:-1] + "\u0665", ID[:-1] + "\udcff", ID[:-1] + "?", ID + "\n"],
+                         ids=ascii)
 def test_invalid_uuid_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError):
         options.client_id(text)
 
 
 @pytest.mark.parametrize("parse_it, text", [
-    (options.port, "\x1b[2J\n"), (options.seconds, "\x1b[2J\n"), (options.client_id, "\x1b[2J\n"), (options.port, "\u0665"),
-    (options.client_id, "\udcff%s")])
+    (options.port, "\x1b[2J\n"), (options.seconds, "\x1b[2J\n"), (options.client_id, "\x1b[2J\n"),
+    (options.port, "\u0665"), (options.client_id, "\udcff%s")])
 def test_errors_are_plain_text(parse_it, text):
     with pytest.raises(argparse.ArgumentTypeError) as caught:
         parse_it(text)
@@ -123,9 +127,11 @@ def test_server_needs_only_a_port():
 
 
 def test_every_setting_can_be_made():
-    settings = parse("0", "--host", "::1", "--session-timeout", "0.25", "--retention", "1e2", "--connections", "7", "--clients",
-                     "8", "--unsent", "2048", "--turn-bytes", "1024", "--turn-messages", "1", "-v")
-    assert (settings.port, settings.host, settings.session_timeout, settings.retention) == (0, "::1", 0.25, 100.0)
+    settings = parse("0", "--host", "::1", "--session-timeout", "0.25", "--retention", "1e2", "--connections",
+                     "7", "--clients", "8", "--unsent", "2048", "--turn-bytes", "1024", "--turn-messages",
+                     "1", "-v")
+    assert (settings.port, settings.host) == (0, "::1")
+    assert (settings.session_timeout, settings.retention) == (0.25, 100.0)
     assert (settings.connections, settings.clients, settings.unsent) == (7, 8, 2048)
     assert (settings.turn_bytes, settings.turn_messages, settings.verbose) == (1024, 1, True)
     assert parse("5000", "--quiet").quiet
@@ -151,7 +157,8 @@ def test_invalid_time_is_refused_as_a_separate_argument_too(refusal, text):
     assert "--retention" in refusal("5000", "--retention", text)
 
 
-@pytest.mark.parametrize("option", ["--connections", "--clients", "--unsent", "--turn-bytes", "--turn-messages"])
+@pytest.mark.parametrize("option",
+                         ["--connections", "--clients", "--unsent", "--turn-bytes", "--turn-messages"])
 @pytest.mark.parametrize("text", ["0", "-1", "1_0", "1000000001", "", "1.5"])
 def test_invalid_limit_is_refused_in_one_line(refusal, option, text):
     assert option in refusal("5000", option, text)
@@ -163,15 +170,16 @@ def test_limit_below_the_longest_message_is_refused(refusal, option):
 
 
 @pytest.mark.parametrize("arguments", [
-    ["5000", "--nope"], ["5000", "5001"], ["5000", "--retent", "5"], ["5000", "--session", "5"], ["5000", "--retention"],
-    ["--retention", "5"], ["5000", "-q", "-v"], ["5000", "--quiet", "--verbose"], ["5000", "-x"], ["5000", "--quiet=1"]],
-    ids=" ".join)
+    ["5000", "--nope"], ["5000", "5001"], ["5000", "--retent", "5"], ["5000", "--session", "5"],
+    ["5000", "--retention"], ["--retention", "5"], ["5000", "-q", "-v"], ["5000", "--quiet", "--verbose"],
+    ["5000", "-x"], ["5000", "--quiet=1"]], ids=" ".join)
 def test_unknown_arguments_are_refused_in_one_line(refusal, arguments):
     assert "-h" in refusal(*arguments)
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\rb", "\x1b[2J", "\x9b2J", "\u202e"], ids=ascii)
-@pytest.mark.parametrize("arguments", ["%s", "5000 %s", "5000 --retention %s", "5000 --%s", "5000 --quiet=%s"])
+@pytest.mark.parametrize("arguments",
+                         ["%s", "5000 %s", "5000 --retention %s", "5000 --%s", "5000 --quiet=%s"])
 def test_control_characters_do_not_reach_the_terminal(refusal, arguments, text):
     refusal(*[argument.replace("%s", text) for argument in arguments.split(" ")])
 
@@ -212,7 +220,8 @@ def test_program_ends_with_the_same_status_and_message(arguments, status, stream
             "child = subprocess.Popen([sys.executable, 'numseq/server.py'] + %r, stdin=subprocess.DEVNULL,\n"
             "                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)\n"
             "out, err = child.communicate()\n"
-            "print(child.returncode, 'stdout' * bool(out) + 'stderr' * bool(err), b'Traceback' in err)" % arguments)
+            "print(child.returncode, 'stdout' * bool(out) + 'stderr' * bool(err), b'Traceback' in err)"
+            % arguments)
     assert run_python(code) == "%d %s False\n" % (status, stream)
 
 

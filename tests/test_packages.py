@@ -1,4 +1,4 @@
-"""The one file to copy to a device, and the packages: built, looked into, and tried where there is nothing else."""
+"""The zipapp and the packages: built, inspected, and run where nothing else is installed."""
 
 import glob
 import os
@@ -23,7 +23,8 @@ def project_files():
         told = subprocess.check_output(["git", "ls-files", "-z", "-c", "-o", "--exclude-standard"], cwd=ROOT)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this is no clone")
-    return sorted(path for path in told.decode().split("\0") if path and os.path.exists(os.path.join(ROOT, path)))
+    return sorted(path for path in told.decode().split("\0") if path
+                  and os.path.exists(os.path.join(ROOT, path)))
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +109,8 @@ def venv(folder):
 def run_pip(*arguments):
     """Runs pip; skips the test where there is none, or it does not reach the package index."""
     try:
-        ran = subprocess.run([sys.executable, "-m", "pip", "--quiet"] + [str(argument) for argument in arguments],
+        ran = subprocess.run([sys.executable, "-m", "pip", "--quiet"]
+                             + [str(argument) for argument in arguments],
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=SECONDS_MOST)
     except subprocess.TimeoutExpired:
         pytest.skip("the package index does not answer")
@@ -146,7 +148,8 @@ def test_sdist_has_the_whole_project(packages):
     _, sdist = packages
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    expected = [path for path in project_files() if not path.startswith(".")]  # those are for the clone and its CI
+    # those are for the clone and its CI
+    expected = [path for path in project_files() if not path.startswith(".")]
     assert [path for path in expected if path not in names] == []
     assert [name for name in names if name.endswith((".pyc", ".pyz"))] == []
 
@@ -163,5 +166,6 @@ def test_both_commands_run_once_installed_from(what, request, tmp_path):
     commands = os.path.join(os.path.dirname(python), "numseq-")
     build = Build(lambda name: [commands + name])
     session(build, build, tmp_path)
-    out = subprocess.check_output([python, "-m", "numseq", "--version"], cwd=str(tmp_path), universal_newlines=True)
+    out = subprocess.check_output([python, "-m", "numseq", "--version"], cwd=str(tmp_path),
+                                  universal_newlines=True)
     assert out.startswith("numseq ")

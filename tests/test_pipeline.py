@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from messages import (ARABIC_FIVE, CHECKSUM, ID, REPLIES, REQUESTS, batches_of, mutations, numbers_of, split_requests,
-                      text_of)
+from messages import (ARABIC_FIVE, CHECKSUM, ID, REPLIES, REQUESTS, batches_of, mutations, numbers_of,
+                      split_requests, text_of)
 from numseq import digits, pipeline, protocol
 from numseq.protocol import ProtocolError
 
@@ -67,15 +67,16 @@ def test_longest_batch_is_the_longest_message():
     assert pipeline.answer_receives(b"RECV,0;", Whole(numbers), 65535, 10) == (text_of(numbers), 7)
 
 
-OTHERS = [b"FIN;", b"CONT,%b;" % ID, b"INIT,%b,5,5;" % ID, b"RECV,;", b"RECV;", b"RECV,-1;", b"RECV,+1;", b"RECV, 1;",
-          b"RECV,1_0;", b"RECV,%b;" % ARABIC_FIVE, b"RECV,1,1;", b";", b"RECV", b"\0", b"recv,1;", b"RECV,65535;",
-          b"RECV,65536;", b"RECV,99999999999999999999;", b"RECV,1\n;", b"RECV,RECV,1;", b"RECV,1;;",
-          b"RECV,\t1;", b"RECV,1\t;", b"RECV,\t;", b"RECV,1,;", b"RECV,,1;", b"RECV1,;", b"1RECV,;", b"RE1CV,2;", b"VCER,1;",
-          b"RECV,1V;", b"RRECV,1;", b"RECV,R1;", b"ECV,1;RR", b"RECV,1;RECV,", b"RECV,1RECV,2;;", b"RECV,0000001;"]
+OTHERS = [b"FIN;", b"CONT,%b;" % ID, b"INIT,%b,5,5;" % ID, b"RECV,;", b"RECV;", b"RECV,-1;", b"RECV,+1;",
+          b"RECV, 1;", b"RECV,1_0;", b"RECV,%b;" % ARABIC_FIVE, b"RECV,1,1;", b";", b"RECV", b"\0",
+          b"recv,1;", b"RECV,65535;", b"RECV,65536;", b"RECV,99999999999999999999;", b"RECV,1\n;",
+          b"RECV,RECV,1;", b"RECV,1;;", b"RECV,\t1;", b"RECV,1\t;", b"RECV,\t;", b"RECV,1,;", b"RECV,,1;",
+          b"RECV1,;", b"1RECV,;", b"RE1CV,2;", b"VCER,1;", b"RECV,1V;", b"RRECV,1;", b"RECV,R1;", b"ECV,1;RR",
+          b"RECV,1;RECV,", b"RECV,1RECV,2;;", b"RECV,0000001;"]
 
 
 def runs_of_requests(generator, count):
-    """Requests as clients send them, and as they do not: (bytes, whether all are RECVs of full batches and whole)."""
+    """Usual and unusual requests: (bytes, whether all of them are complete RECVs of full batches)."""
     indices = [generator.randrange(count) if count else 0 for _ in range(generator.choice([1, 2, 5, 40]))]
     pieces = [b"RECV,%d;" % index for index in indices]
     yield b"".join(pieces), count > 0
@@ -89,7 +90,8 @@ def runs_of_requests(generator, count):
     aliases[generator.randrange(len(aliases))] = b"RECV,00%d;" % indices[0]
     yield b"".join(aliases), count > 0
     too_long = list(pieces)
-    too_long[generator.randrange(len(too_long))] = b"RECV,%b%d;" % (b"0" * generator.choice([48, 49, 5000]), indices[0])
+    too_long[generator.randrange(len(too_long))] = b"RECV,%b%d;" % (b"0" * generator.choice([48, 49, 5000]),
+                                                                    indices[0])
     yield b"".join(too_long), False
     beyond = list(pieces)
     beyond[generator.randrange(len(beyond))] = b"RECV,%d;" % (count + generator.choice([0, 0, 1, 2, 100]))
@@ -122,11 +124,12 @@ def test_run_of_requests_is_answered_as_they_are_one_by_one(kind, seed):
                     taken_fast += 1
                     assert answered == plain_answers(data, batches, expected or 1)
                 elif expected:
-                    assert not whole or count > n // batch, "a run of nothing but full batches was left to the slow path"
+                    assert not whole or count > n // batch, "a run of full batches was left to the slow path"
     assert taken_fast > 40
 
 
-@pytest.mark.parametrize("data", [b"", b"RECV,", b"RECV,1", b"FIN;", b"RECV;", b"ECV,1;", b";RECV,1;", b"CONT,%b;" % ID])
+@pytest.mark.parametrize("data", [b"", b"RECV,", b"RECV,1", b"FIN;", b"RECV;", b"ECV,1;", b";RECV,1;",
+                                  b"CONT,%b;" % ID])
 def test_input_without_a_whole_recv_first_is_left_to_the_plain_path(data):
     assert pipeline.answer_receives(data, Whole(b"\1" * 10), 5, 10) is None
 
@@ -144,7 +147,10 @@ def test_run_of_more_requests_than_asked_for_is_answered(most):
 
 @pytest.mark.parametrize("others", [0, 2, 60])
 def test_unusual_indices_are_answered_as_by_the_plain_path(others):
-    """Up to the longest; what is longer is left to the plain path, which refuses it, however many short ones hide it."""
+    """Messages up to the longest are taken.
+
+    A longer one is left to the plain path, even behind many short ones.
+    """
     numbers = numbers_of(5, 10)
     batches = batches_of(numbers, 5)
     before = b"RECV,1;" * others
@@ -172,7 +178,8 @@ def test_too_long_message_is_left_to_the_plain_path_and_refused(digit, length):
 
 
 def plain_numbers(data, batch, most):
-    """(numbers, bytes taken) of the NUMs of full batches that data begins with, at most `most`, one by one."""
+    """(numbers, bytes taken) of the NUMs of full batches that data begins with, at most `most`, one by one.
+    """
     numbers, position = b"", 0
     for _ in range(most):
         try:
@@ -187,9 +194,9 @@ def plain_numbers(data, batch, most):
     return numbers, position
 
 
-OTHER_REPLIES = [b"ACK;", b"FAC,%b;" % CHECKSUM.encode(), b"ERR,x;", b"NUM,;", b"NUM;", b"NUM,101;", b"NUM,-1;", b"NUM,1_0;",
-                 b"NUM, 5;", b"NUM,007;", b"NUM,%b;" % ARABIC_FIVE, b";", b"NUM", b"\0", b"NUM,1:;", b"NUM,:1;", b"NUM,1;;",
-                 b"NUM,NUM,1;", b"NUM,1::1;"]
+OTHER_REPLIES = [b"ACK;", b"FAC,%b;" % CHECKSUM.encode(), b"ERR,x;", b"NUM,;", b"NUM;", b"NUM,101;",
+                 b"NUM,-1;", b"NUM,1_0;", b"NUM, 5;", b"NUM,007;", b"NUM,%b;" % ARABIC_FIVE, b";", b"NUM",
+                 b"\0", b"NUM,1:;", b"NUM,:1;", b"NUM,1;;", b"NUM,NUM,1;", b"NUM,1::1;"]
 
 
 def runs_of_replies(generator, batch):
@@ -198,7 +205,8 @@ def runs_of_replies(generator, batch):
     whole = b"".join(pieces)
     yield whole, True
     short = list(pieces)
-    short[generator.randrange(count)] = text_of(numbers_of(7, generator.choice([max(1, batch - 1), batch + 1])))
+    short[generator.randrange(count)] = text_of(numbers_of(7,
+                                                           generator.choice([max(1, batch - 1), batch + 1])))
     yield b"".join(short), False
     swapped = list(pieces)
     swapped[generator.randrange(count)] = text_of(b"\1" * (batch + 1))
@@ -226,7 +234,7 @@ def test_run_of_batches_is_read_as_they_are_one_by_one(kind, seed):
                 taken_fast += 1
                 assert run == plain
             else:
-                assert not whole, "a run of nothing but full batches was left to the slow path"
+                assert not whole, "a run of full batches was left to the slow path"
     assert taken_fast > 30
 
 

@@ -2,19 +2,20 @@
 
 import pytest
 
-from messages import (ARABIC_FIVE, CHECKSUM, ID, REPLIES, REQUESTS, mutations, numbers_of, split, split_replies,
-                      split_requests, text_of)
+from messages import (ARABIC_FIVE, CHECKSUM, ID, REPLIES, REQUESTS, mutations, numbers_of, split,
+                      split_replies, split_requests, text_of)
 from numseq import digits, protocol
 from numseq.protocol import ProtocolError
 
 # What is no number, though int() takes much of it.
-NO_NUMBERS = [b"", b" ", b"1_0", b" 5", b"5 ", b"+5", b"-1", b"-0", b"5\n", b"5.0", b"5e0", b"0x5", b"five", b"5\0", b"\0",
-              ARABIC_FIVE, "\u00b2".encode("latin-1"), "\u0661\u0662".encode(), b"5:5"]
+NO_NUMBERS = [b"", b" ", b"1_0", b" 5", b"5 ", b"+5", b"-1", b"-0", b"5\n", b"5.0", b"5e0", b"0x5", b"five",
+              b"5\0", b"\0", ARABIC_FIVE, "\u00b2".encode("latin-1"), "\u0661\u0662".encode(), b"5:5"]
 
 # What is no client id.
-NO_IDS = [b"", ID[:-1], ID + b"0", b"{" + ID + b"}", b"urn:uuid:" + ID, ID.replace(b"-", b""), ID.replace(b"-", b"_"),
-          ID.replace(b"a", b"g"), b" " + ID[1:], ID[:-1] + b"\n", ID[:-1] + b"\0", ID[:8] + b"0" + ID[8:-1],
-          b"x" * 36, protocol.ID_SHAPE, b"-" * 36, ID[:-2] + ARABIC_FIVE, ID.replace(b"-", b"0")]
+NO_IDS = [b"", ID[:-1], ID + b"0", b"{" + ID + b"}", b"urn:uuid:" + ID, ID.replace(b"-", b""),
+          ID.replace(b"-", b"_"), ID.replace(b"a", b"g"), b" " + ID[1:], ID[:-1] + b"\n", ID[:-1] + b"\0",
+          ID[:8] + b"0" + ID[8:-1], b"x" * 36, protocol.ID_SHAPE, b"-" * 36, ID[:-2] + ARABIC_FIVE,
+          ID.replace(b"-", b"0")]
 
 
 # ---- messages, both directions
@@ -48,10 +49,11 @@ def test_requests_for_a_range_are_written_as_they_are_one_by_one(first, last):
 
 
 @pytest.mark.parametrize("what", [
-    protocol.UNKNOWN_TYPE, protocol.NO_CONTENT % "FIN", protocol.INVALID_ID, protocol.INVALID_N, protocol.INVALID_BATCH,
-    protocol.INVALID_FIELDS, protocol.INVALID_INDEX, protocol.TOO_LONG, protocol.UNFINISHED, protocol.TOO_EARLY,
-    protocol.TOO_LATE, protocol.ALREADY_EXISTS.format(ID.decode()), protocol.DOES_NOT_EXIST.format(ID.decode()),
-    protocol.NO_SUCH_BATCH % 7, protocol.TOO_MANY_CLIENTS, protocol.TOO_MANY_CONNECTIONS, protocol.STORE_FAILED])
+    protocol.UNKNOWN_TYPE, protocol.NO_CONTENT % "FIN", protocol.INVALID_ID, protocol.INVALID_N,
+    protocol.INVALID_BATCH, protocol.INVALID_FIELDS, protocol.INVALID_INDEX, protocol.TOO_LONG,
+    protocol.UNFINISHED, protocol.TOO_EARLY, protocol.TOO_LATE, protocol.ALREADY_EXISTS.format(ID.decode()),
+    protocol.DOES_NOT_EXIST.format(ID.decode()), protocol.NO_SUCH_BATCH % 7, protocol.TOO_MANY_CLIENTS,
+    protocol.TOO_MANY_CONNECTIONS, protocol.STORE_FAILED])
 def test_any_error_text_reaches_the_client_as_one_message(what):
     assert split_replies(protocol.encode_error(what)) == ([(b"ERR", what)], b"")
 
@@ -137,9 +139,9 @@ def test_client_id_takes_only_hex_digits_of_all_bytes():
 
 
 @pytest.mark.parametrize("message", [
-    b"", b",", b"INIT", b"INIT,", b"INIT,%b" % ID, b"INIT,%b,5" % ID, b"INIT,%b,5,5,5" % ID, b"INIT,%b,5,5," % ID,
-    b"init,%b,5,5" % ID, b" INIT,%b,5,5" % ID, b"\nFIN", b"FIN\n", b"FIN,", b"FIN,1", b"fin", b"RECV", b"recv,0", b"CONT",
-    b"CONT,%b," % ID, b"ACK", b"NUM,1", b"NOPE", b"\xff\xfe", b"\0"])
+    b"", b",", b"INIT", b"INIT,", b"INIT,%b" % ID, b"INIT,%b,5" % ID, b"INIT,%b,5,5,5" % ID,
+    b"INIT,%b,5,5," % ID, b"init,%b,5,5" % ID, b" INIT,%b,5,5" % ID, b"\nFIN", b"FIN\n", b"FIN,", b"FIN,1",
+    b"fin", b"RECV", b"recv,0", b"CONT", b"CONT,%b," % ID, b"ACK", b"NUM,1", b"NOPE", b"\xff\xfe", b"\0"])
 def test_unknown_request_is_refused(message):
     with pytest.raises(ProtocolError):
         protocol.parse_request(message)
@@ -147,8 +149,9 @@ def test_unknown_request_is_refused(message):
 
 @pytest.mark.parametrize("message", [
     b"", b",", b"ACK,", b"ACK,1", b"ack", b"NUM", b"NUM,", b"FAC", b"FAC,", b"FAC," + CHECKSUM.encode()[:-1],
-    b"FAC," + CHECKSUM.encode() + b"0", b"FAC," + CHECKSUM.upper().encode(), b"FAC," + b" " * 32, b"FAC," + b"g" * 32,
-    b"FAC,a" + b"g" * 30 + b"a", b"FIN", b"RECV,0", b"\nACK", b"NOPE", b"\xff\xfe", b"\0"])
+    b"FAC," + CHECKSUM.encode() + b"0", b"FAC," + CHECKSUM.upper().encode(), b"FAC," + b" " * 32,
+    b"FAC," + b"g" * 32, b"FAC,a" + b"g" * 30 + b"a", b"FIN", b"RECV,0", b"\nACK", b"NOPE", b"\xff\xfe",
+    b"\0"])
 def test_unknown_reply_is_refused(message):
     with pytest.raises(ProtocolError):
         protocol.parse_reply(message)
@@ -216,7 +219,8 @@ def test_any_bytes_are_messages_or_a_protocol_error(split_it, messages, seed):
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("longest, parse, messages", [
-    (protocol.LONGEST_REQUEST, protocol.parse_request, REQUESTS), (protocol.LONGEST_REPLY, protocol.parse_reply, REPLIES)])
+    (protocol.LONGEST_REQUEST, protocol.parse_request, REQUESTS),
+    (protocol.LONGEST_REPLY, protocol.parse_reply, REPLIES)])
 def test_bytes_that_come_one_by_one_are_the_same_messages(longest, parse, messages, seed):
     for data in mutations(seed, messages, 50):
         found, position = [], 0

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 import random
 import re
 import socket
@@ -91,7 +90,8 @@ class Running:
         self.turn_until(sent)
 
     def all_that_is_said(self, data):
-        """All that the server answers to data on a new connection, up to its end; then the client hangs up."""
+        """All that the server answers to data on a new connection, up to its end; then the client hangs up.
+        """
         peer = self.connect()
         self.send(peer, data)
         answer = self.read_to_end(peer)
@@ -224,8 +224,8 @@ def test_long_sequence_is_that_of_the_transcripts(running):
     running.say(peer, b"FIN;", b"FAC,589f9ca74cb5ea9a32eddd14840d5b64;")
 
 
-@pytest.mark.parametrize("n, batch", [(0, 1), (0, 65535), (1, 1), (1, 65535), (5, 2), (6, 3), (7, 7), (7, 8), (100, 1),
-                                      (65535, 65535), (65535, 6000)])
+@pytest.mark.parametrize("n, batch", [(0, 1), (0, 65535), (1, 1), (1, 65535), (5, 2), (6, 3), (7, 7), (7, 8),
+                                      (100, 1), (65535, 65535), (65535, 6000)])
 def test_batches_and_the_checksum_come_in_the_order_asked_for(running, n, batch):
     batches = nums(n, batch)
     order = list(range(len(batches))) * 2
@@ -248,7 +248,8 @@ def test_unknown_id_cannot_be_continued(running):
     assert running.all_that_is_said(init() + b"FIN;") == b"ACK;" + fac(5)
 
 
-@pytest.mark.parametrize("index", [b"2", b"3", b"1000", b"65534", b"65535", b"65536", b"99999999999999999999"])
+@pytest.mark.parametrize("index",
+                         [b"2", b"3", b"1000", b"65534", b"65535", b"65536", b"99999999999999999999"])
 def test_index_out_of_range_is_an_error_the_connection_survives(running, index):
     peer = running.connect()
     running.say(peer, init(10, 5), b"ACK;")
@@ -272,29 +273,33 @@ def test_id_keeps_its_upper_case_letters(running, client_id):
     assert running.all_that_is_said(cont(client_id) + b"FIN;") == b"ACK;" + fac(5, client_id)
     running.pass_time(RETENTION + 1)
     assert running.forgotten == [client_id]
-    assert running.all_that_is_said(cont(client_id)) == client_id.join([b"ERR,Client-id: ", b" does not exist;"])
+    assert running.all_that_is_said(cont(client_id)) == b"ERR,Client-id: %b does not exist;" % client_id
 
 
 def test_index_with_leading_zeros_is_the_same_batch(running):
-    assert running.all_that_is_said(init(10, 5) + b"RECV,1;RECV,01;RECV,0001;FIN;") == b"ACK;" + nums(10, 5)[1] * 3 + fac(10)
+    said = running.all_that_is_said(init(10, 5) + b"RECV,1;RECV,01;RECV,0001;FIN;")
+    assert said == b"ACK;" + nums(10, 5)[1] * 3 + fac(10)
 
 
 # ---- bad input: one ERR that arrives, then the end
 
 
 BEFORE_INIT = [
-    b";", b",;", b"\0;", b"NOPE;", b"init,%b,5,5;" % ID, b"INIT;", b"INIT,;", b"INIT,%b;" % ID, b"INIT,%b,5;" % ID,
-    b"INIT,%b,5,5,5;" % ID, b"INIT,%b,65536,5;" % ID, b"INIT,%b,-1,5;" % ID, b"INIT,%b,5,0;" % ID, b"INIT,%b,5,65536;" % ID,
-    b"INIT,%b,,5;" % ID, b"INIT,%b,5,;" % ID, b"INIT,%b,1_0,5;" % ID, b"INIT,%b, 5,5;" % ID, b"INIT,%b,+5,5;" % ID,
-    b"INIT,%b,5,\xd9\xa5;" % ID, b"INIT,%b,5,1e1;" % ID, b"INIT,%b,5,5\n;" % ID, b"INIT," + ID[:-1] + b",5,5;",
-    b"INIT,{%b},5,5;" % ID[1:-1], b"INIT," + ID.replace(b"-", b"") + b",5,5;", b"INIT," + b"x" * 36 + b",5,5;", b"CONT;",
-    b"CONT,;", b"CONT," + ID[:-1] + b"g;", b"CONT,%b,;" % ID, b"\nCONT,%b;" % ID, b"RECV,0;", b"FIN;", b"ACK;", b"NUM,1;",
-    b"GET / HTTP/1.1\r\nHost: example\r\nAccept: text/html;q=0.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01" * 20, b"\xff" * 54,
-    b"I" * 54]
+    b";", b",;", b"\0;", b"NOPE;", b"init,%b,5,5;" % ID, b"INIT;", b"INIT,;", b"INIT,%b;" % ID,
+    b"INIT,%b,5;" % ID, b"INIT,%b,5,5,5;" % ID, b"INIT,%b,65536,5;" % ID, b"INIT,%b,-1,5;" % ID,
+    b"INIT,%b,5,0;" % ID, b"INIT,%b,5,65536;" % ID, b"INIT,%b,,5;" % ID, b"INIT,%b,5,;" % ID,
+    b"INIT,%b,1_0,5;" % ID, b"INIT,%b, 5,5;" % ID, b"INIT,%b,+5,5;" % ID, b"INIT,%b,5,\xd9\xa5;" % ID,
+    b"INIT,%b,5,1e1;" % ID, b"INIT,%b,5,5\n;" % ID, b"INIT," + ID[:-1] + b",5,5;",
+    b"INIT,{%b},5,5;" % ID[1:-1], b"INIT," + ID.replace(b"-", b"") + b",5,5;",
+    b"INIT," + b"x" * 36 + b",5,5;", b"CONT;", b"CONT,;", b"CONT," + ID[:-1] + b"g;", b"CONT,%b,;" % ID,
+    b"\nCONT,%b;" % ID, b"RECV,0;", b"FIN;", b"ACK;", b"NUM,1;",
+    b"GET / HTTP/1.1\r\nHost: example\r\nAccept: text/html;q=0.9\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01" * 20, b"\xff" * 54, b"I" * 54]
 AFTER_INIT = [
-    b";", b"NOPE;", b"RECV;", b"RECV,;", b"RECV,-1;", b"RECV,+1;", b"RECV, 0;", b"RECV,1_0;", b"RECV,0,0;", b"RECV,\xd9\xa5;",
-    b"RECV,0\n;", b"RECV,x;", b"recv,0;", b"FIN,;", b"FIN,1;", b"FIN\n;", b"INIT,%b,5,5;" % OTHER_ID, b"INIT,%b,5,5;" % ID,
-    b"CONT,%b;" % ID, b"CONT,%b;" % OTHER_ID, b"\xff" * 54, b"RECV," + b"0" * 60]
+    b";", b"NOPE;", b"RECV;", b"RECV,;", b"RECV,-1;", b"RECV,+1;", b"RECV, 0;", b"RECV,1_0;", b"RECV,0,0;",
+    b"RECV,\xd9\xa5;", b"RECV,0\n;", b"RECV,x;", b"recv,0;", b"FIN,;", b"FIN,1;", b"FIN\n;",
+    b"INIT,%b,5,5;" % OTHER_ID, b"INIT,%b,5,5;" % ID, b"CONT,%b;" % ID, b"CONT,%b;" % OTHER_ID, b"\xff" * 54,
+    b"RECV," + b"0" * 60]
 
 
 def one_error(answer):
@@ -340,9 +345,9 @@ def test_bad_message_within_a_run_of_requests_gets_one_error(running, message, b
 @pytest.mark.parametrize("message, what", [
     (b"NOPE;", protocol.UNKNOWN_TYPE), (b"RECV,0;", protocol.TOO_EARLY), (b"FIN;", protocol.TOO_EARLY),
     (b"INIT,%b,65536,5;" % ID, protocol.INVALID_N), (b"INIT,%b,5,0;" % ID, protocol.INVALID_BATCH),
-    (b"INIT,5,5;", protocol.INVALID_FIELDS), (b"CONT,5;", protocol.INVALID_ID), (b"I" * 54, protocol.TOO_LONG),
-    (init() + b"RECV,x;", protocol.INVALID_INDEX), (init() + cont(), protocol.TOO_LATE),
-    (init() + b"FIN,;", protocol.NO_CONTENT % "FIN")])
+    (b"INIT,5,5;", protocol.INVALID_FIELDS), (b"CONT,5;", protocol.INVALID_ID),
+    (b"I" * 54, protocol.TOO_LONG), (init() + b"RECV,x;", protocol.INVALID_INDEX),
+    (init() + cont(), protocol.TOO_LATE), (init() + b"FIN,;", protocol.NO_CONTENT % "FIN")])
 def test_error_says_what_is_wrong(running, message, what):
     assert running.all_that_is_said(message).endswith(error(what))
 
@@ -381,7 +386,8 @@ def test_client_that_hangs_up_after_its_error_frees_its_place_at_once(running, c
     assert clock() == began and not running.server.sessions
 
 
-@pytest.mark.parametrize("before, expected", [(b"", b""), (init(), b"ACK;"), (init() + b"RECV,0;" * 3, b"ACK;" + nums(5, 5)[0] * 3)])
+@pytest.mark.parametrize("before, expected", [(b"", b""), (init(), b"ACK;"),
+                                              (init() + b"RECV,0;" * 3, b"ACK;" + nums(5, 5)[0] * 3)])
 @pytest.mark.parametrize("rest", [b"R", b"RECV,0", b"FIN", b"\xff"])
 def test_unfinished_message_at_the_end_of_input_gets_an_error(running, before, expected, rest):
     peer = running.connect()
@@ -392,14 +398,16 @@ def test_unfinished_message_at_the_end_of_input_gets_an_error(running, before, e
 
 @pytest.mark.parametrize("seed", range(3))
 def test_random_bytes_never_stop_the_server(running, seed):
-    """Most are refused; none is an exception, which the loop would report and the fixture would not overlook."""
+    """Most are refused. None raises an exception: the loop would report it, and the fixture would fail."""
     generator = random.Random(seed)
     for _ in range(40):
         peer = running.connect()
-        data = bytearray(init(10, 5, b"%08x-0000-0000-0000-000000000000" % generator.getrandbits(32)) + b"RECV,0;" * 4 + b"FIN;")
+        data = bytearray(init(10, 5, b"%08x-0000-0000-0000-000000000000" % generator.getrandbits(32))
+                         + b"RECV,0;" * 4 + b"FIN;")
         for _ in range(generator.randint(0, 6)):
             place = generator.randrange(len(data))
-            data[place:place + generator.randint(0, 3)] = bytes([generator.choice(b";,0\0\xff\nR")]) * generator.randint(0, 2)
+            replaced = slice(place, place + generator.randint(0, 3))
+            data[replaced] = bytes([generator.choice(b";,0\0\xff\nR")]) * generator.randint(0, 2)
         cut = generator.randrange(len(data) + 1)
         peer.sendall(data[:cut])
         running.turn(1)
@@ -432,7 +440,8 @@ def test_run_of_requests_cut_anywhere_is_answered_whole(running, cut):
     running.say(peer, init(10, 5), b"ACK;")
     first, second = nums(10, 5)
     running.say(peer, b"RECV,0;RECV,1;" + b"RECV,0;"[:cut], first + second + (first if cut == 7 else b""))
-    running.say(peer, b"RECV,0;"[cut:] + b"RECV,1;RECV," if cut < 7 else b"RECV,1;RECV,", (first if cut < 7 else b"") + second)
+    running.say(peer, b"RECV,0;"[cut:] + b"RECV,1;RECV," if cut < 7 else b"RECV,1;RECV,",
+                (first if cut < 7 else b"") + second)
     running.say(peer, b"1;FIN;", second + fac(10))
 
 
@@ -443,7 +452,8 @@ def test_more_requests_than_a_turn_answers_are_answered_in_order(start, messages
     batches = nums(n, batch)
     generator = random.Random(1)
     count = min(2000, 300 * messages_most)
-    order = [generator.randrange(len(batches) + 1) if generator.random() < 0.01 else generator.randrange(len(batches))
+    order = [generator.randrange(len(batches) + 1) if generator.random() < 0.01
+             else generator.randrange(len(batches))
              for _ in range(count)]
     answers = [batches[i] if i < len(batches) else error(protocol.NO_SUCH_BATCH % i) for i in order]
     peer = running.connect()
@@ -451,7 +461,8 @@ def test_more_requests_than_a_turn_answers_are_answered_in_order(start, messages
     assert running.read_to_end(peer) == b"ACK;" + b"".join(answers) + fac(n)
 
 
-@pytest.mark.parametrize("messages", [b"RECV,0;", b"RECV,9;", b"RECV,0;RECV,9;"], ids=["valid", "invalid", "mixed"])
+@pytest.mark.parametrize("messages", [b"RECV,0;", b"RECV,9;", b"RECV,0;RECV,9;"],
+                         ids=["valid", "invalid", "mixed"])
 def test_client_with_many_requests_does_not_delay_the_others(start, messages):
     running = start(messages_most=10)
     flooder, session = running.connected()
@@ -520,11 +531,11 @@ def test_unsent_output_of_small_batches_is_bounded_without_spinning(start, loop,
     while unsent < 20:  # turns in a row: the kernel takes no more
         send()
         running.turn(1)
-        assert -session.stream.room() <= loop.output_high + len(answer), "more than twice the mark, and one answer"
+        assert -session.stream.room() <= loop.output_high + len(answer), "unsent output is over its bound"
         assert len(session.stream.input) <= 2 * loop.read_size
         assert requests or session.stream.input, "all was answered, so this shows nothing"
         unsent = unsent + 1 if session.stream.room() < loop.output_high else 0
-    assert not loop.poller.selector.real.select(0), "the loop spins: something it watches is ready, and is not handled"
+    assert not loop.poller.selector.real.select(0), "the loop spins: a watched file is ready and not handled"
     running.turn_until(lambda: (send(), receive()) and len(answers) >= count * len(answer))
     assert answers == count * answer
 
@@ -541,7 +552,8 @@ def test_client_that_asks_in_pieces_without_reading_is_read_no_more(start, loop,
     if message != b"RECV,0;":
         answer += error(protocol.NO_SUCH_BATCH % 9)
     running.say(peer, init(batch, batch), b"ACK;")
-    portion = 20000 // len(answer) + 1  # requests at a time, over the mark at once, where nothing is left for another turn
+    # requests at a time, over the mark at once, where nothing is left for another turn
+    portion = 20000 // len(answer) + 1
     count = 0
     for _ in range(2000):
         peer.sendall(portion * message)
@@ -556,7 +568,7 @@ def test_client_that_asks_in_pieces_without_reading_is_read_no_more(start, loop,
         count += portion
         running.turn(1)
         assert -session.stream.room() <= portion * len(answer) + loop.output_high
-    assert not loop.poller.selector.real.select(0), "the loop spins: something it watches is ready, and is not handled"
+    assert not loop.poller.selector.real.select(0), "the loop spins: a watched file is ready and not handled"
     assert running.read_from(peer, count * len(answer)) == count * answer
     running.say(peer, b"FIN;", fac(batch))
 
@@ -786,7 +798,8 @@ def test_refusal_that_comes_after_its_client_has_gone_is_ignored(slow):
 
 
 @pytest.mark.parametrize("message", [init(), cont()])
-@pytest.mark.parametrize("refusal, what", [(FAILED, protocol.STORE_FAILED), (FULL, protocol.TOO_MANY_CLIENTS)])
+@pytest.mark.parametrize("refusal, what",
+                         [(FAILED, protocol.STORE_FAILED), (FULL, protocol.TOO_MANY_CLIENTS)])
 @pytest.mark.parametrize("wrap", [lambda store: store, SlowStore], ids=["at-once", "later"])
 def test_failing_store_is_an_error_for_the_client(start, message, refusal, what, wrap):
     running = start(store=wrap(RefusingStore(refusal)))
@@ -1091,7 +1104,8 @@ def test_sequence_evicted_in_the_middle_of_a_run_is_drawn_again(start, monkeypat
     running.say(second, init(2000, 5, OTHER_ID), b"ACK;")
     for i in range(5):
         running.say(first, b"RECV,%d;RECV,399;" % i, nums(2000, 5)[i] + nums(2000, 5)[399])
-        running.say(second, b"RECV,%d;RECV,399;" % i, nums(2000, 5, OTHER_ID)[i] + nums(2000, 5, OTHER_ID)[399])
+        running.say(second, b"RECV,%d;RECV,399;" % i,
+                    nums(2000, 5, OTHER_ID)[i] + nums(2000, 5, OTHER_ID)[399])
     running.say(first, b"FIN;", fac(2000))
     running.say(second, b"FIN;", fac(2000, OTHER_ID))
 
@@ -1140,7 +1154,8 @@ def test_drawn_numbers_go_with_their_connection(start, traced):
         del session
         client_id = b"%08x-0000-0000-0000-000000000000" % i
         draw = random.Random(client_id.decode()).randint
-        running.say(peer, init(65535, 3, client_id) + b"RECV,0;", b"ACK;" + num([draw(0, 100) for _ in range(3)]))
+        running.say(peer, init(65535, 3, client_id) + b"RECV,0;",
+                    b"ACK;" + num([draw(0, 100) for _ in range(3)]))
         running.hang_up(peer)
     assert grown() < 2 * 65535
 

@@ -1,6 +1,7 @@
 """How the server ends, and what happens when nobody reads its output: real processes and real signals.
 
-No test asserts that something is fast. A server that does not end is killed by its watchdog, and its status shows it.
+No test asserts that something is fast. A server that does not end is killed by its watchdog, and its status
+shows it.
 """
 
 import os

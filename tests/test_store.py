@@ -1,4 +1,7 @@
-"""What every store promises, held against each of them, and the requests in flight. The clock is the test's."""
+"""What every store promises, held against each of them, and the requests in flight.
+
+The clock is the test's.
+"""
 
 import random
 
@@ -25,7 +28,8 @@ def make_store(request, loop, forgotten):
     stores = []
 
     def make(**options):
-        stores.append(STORES[request.param](loop, lambda client_id: forgotten.append((client_id, loop.now)), **options))
+        stores.append(STORES[request.param](loop, lambda client_id: forgotten.append((client_id, loop.now)),
+                                            **options))
         return stores[-1]
 
     yield make
@@ -40,7 +44,10 @@ def store(make_store):
 
 @pytest.fixture
 def ask(loop, clock):
-    """A function: what a store's method answers, now or later. Each call must have been answered exactly once at the end."""
+    """A function: what a store's method answers, now or later.
+
+    Each call must have been answered exactly once at the end.
+    """
     asked = []
 
     def ask_one(method, *arguments):
@@ -226,9 +233,11 @@ def test_record_exists_exactly_when_it_should_after_any_history(ask, make_store,
         elif action == "wait":
             pass_time(loop, clock, generator.choice([0.1, 1, 3]))
             pass_time(loop, clock, 0.05)  # those due at nearly the same time go in rounds
-            for each in [each for each, count in users.items() if not count and loop.now >= since[each] + 5.05]:
+            for each in [each for each, count in users.items()
+                         if not count and loop.now >= since[each] + 5.05]:
                 del users[each]
-            for each in [each for each, count in users.items() if not count and loop.now >= since[each] + 4.95]:
+            for each in [each for each, count in users.items()
+                         if not count and loop.now >= since[each] + 4.95]:
                 if ask(store.open, each)[1] is MISSING:  # at its very deadline it may be either
                     del users[each]
                 else:

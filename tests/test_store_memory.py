@@ -1,4 +1,7 @@
-"""Records in memory: how many are forgotten at once, what they cost, and what is left of them. The clock is the test's."""
+"""Records in memory: how many are forgotten at once, what they cost, and what is left of them.
+
+The clock is the test's.
+"""
 
 import random
 
@@ -13,7 +16,8 @@ from stores import RECORD, answer, keep
 @pytest.fixture
 def make_store(loop, forgotten):
     """A function: a MemoryStore with options of its own."""
-    return lambda **options: MemoryStore(loop, lambda client_id: forgotten.append((client_id, loop.now)), **options)
+    return lambda **options: MemoryStore(loop, lambda client_id: forgotten.append((client_id, loop.now)),
+                                         **options)
 
 
 @pytest.fixture
@@ -102,7 +106,8 @@ def test_retained_record_takes_less_than_300_bytes(make_store, traced):
     generator = random.Random(1)
     grown = traced()
     for i in range(count):
-        keep(store, b"123e4567-e89b-12d3-a456-%012x" % i, Record(generator.getrandbits(128).to_bytes(16, "little"), i, 5))
+        keep(store, b"123e4567-e89b-12d3-a456-%012x" % i,
+             Record(generator.getrandbits(128).to_bytes(16, "little"), i, 5))
     assert grown() / count < 300
 
 

@@ -35,7 +35,7 @@ needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="there is no ::1 here")
 
 
 class MadeQueue:
-    """Connections that wait: a call raises or returns what it was given, in order; then there is nothing more."""
+    """A queue of waiting connections: a call returns or raises the next outcome, or would block."""
 
     def __init__(self, *outcomes):
         self.outcomes = list(outcomes)
@@ -59,7 +59,6 @@ class MadeConnection:
 @lesson(1)
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
 def test_listener_rests_when_files_or_buffers_run_out(code):
-    """Lesson 1."""
     rests = []
     first = MadeConnection()
     waiting = MadeQueue(first, code, MadeConnection())
@@ -70,7 +69,6 @@ def test_listener_rests_when_files_or_buffers_run_out(code):
 @lesson(2)
 @pytest.mark.parametrize("code", [errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN])
 def test_connection_gone_before_accept_does_not_stop_accepting(code):
-    """Lesson 2."""
     good = MadeConnection()
     waiting = MadeQueue(code, code, good)
     assert list(module.accept(waiting, boom)) == [good]
@@ -79,7 +77,7 @@ def test_connection_gone_before_accept_does_not_stop_accepting(code):
 
 @lesson(3)
 def test_accepts_and_failures_per_turn_are_bounded():
-    """Lesson 3: neither for connections nor for failures."""
+    """Neither for connections nor for failures."""
     crowd = MadeQueue(*[MadeConnection() for _ in range(1000)])
     assert 16 <= len(list(module.accept(crowd, boom))) <= 256
     failing = MadeQueue(*[errno.ECONNABORTED] * 1000)
@@ -89,7 +87,7 @@ def test_accepts_and_failures_per_turn_are_bounded():
 
 @lesson(3)
 def test_two_hundred_connects_leave_time_for_a_connected_client(loop, listener, client_of, make_pair):
-    """Lesson 3: a turn takes some of them, and then serves the client that is there."""
+    """A turn takes some of them, and then serves the client that is there."""
     handler = Recorder(echo)
     _, peer = make_pair(handler)
     for _ in range(200):
@@ -106,7 +104,7 @@ def test_two_hundred_connects_leave_time_for_a_connected_client(loop, listener, 
 
 @lesson(1)
 def test_listener_without_files_does_not_spin():
-    """Lesson 1: with the process's files all taken, and one given back later."""
+    """With the process's files all taken, and one given back later."""
     turns, waiting, served = run_python("""
 import os, resource, socket
 from numseq.loop import Loop
@@ -137,8 +135,9 @@ print(len(accepted))
 
 
 @lesson(1)
-def test_resting_listener_is_unwatched_and_returns_by_its_timer(loop, clock, listener, client_of, monkeypatch):
-    """Lesson 1: it comes back by its timer, and not if it was closed meanwhile."""
+def test_resting_listener_is_unwatched_and_returns_by_its_timer(loop, clock, listener, client_of,
+                                                                monkeypatch):
+    """It comes back by its timer, and not if it was closed meanwhile."""
     starving = [True]
     plain_accept = module.accept
 
@@ -164,7 +163,7 @@ def test_resting_listener_is_unwatched_and_returns_by_its_timer(loop, clock, lis
 
 @lesson(28)
 def test_closed_listener_refuses_connections_and_keeps_accepted_ones(loop, listener, client_of):
-    """Lesson 28: what was accepted lives on; what comes is refused."""
+    """What was accepted lives on; what comes is refused."""
     client = client_of(listener)
     turn_until(loop, lambda: listener.accepted)
     stream = Stream(loop, listener.accepted[0], Recorder(echo))
@@ -195,7 +194,6 @@ def test_listener_closed_in_accepted_accepts_no_more(loop, client_of):
 
 @lesson(25)
 def test_restart_succeeds_with_connections_in_time_wait(loop, listener, client_of):
-    """Lesson 25."""
     client = client_of(listener)
     turn_until(loop, lambda: listener.accepted)
     listener.accepted[0].close()  # who closes first keeps the port in TIME_WAIT
@@ -215,7 +213,7 @@ def test_second_listener_on_a_port_is_refused(loop, listener):
 @lesson(26)
 @needs_ipv6
 def test_both_families_share_the_port(loop, client_of):
-    """Lesson 26: a socket for each family, both with the same free port."""
+    """A socket for each family, both with the same free port."""
     accepted = []
     listeners = listen(loop, "", 0, accepted.append)
     assert len(listeners) == 2
@@ -253,14 +251,16 @@ def test_address_that_cannot_be_bound_is_an_error(loop, monkeypatch):
     taken = socket.socket()
     taken.bind(ANY_PORT)
     taken.listen(1)
-    monkeypatch.setattr(module, "resolve", lambda *_: [(socket.AF_INET, ANY_PORT)] + [(socket.AF_INET, taken.getsockname())])
+    monkeypatch.setattr(module, "resolve",
+                        lambda *_: [(socket.AF_INET, ANY_PORT)] + [(socket.AF_INET, taken.getsockname())])
     with taken, pytest.raises(OSError):
         listen(loop, "localhost", taken.getsockname()[1], boom)
     assert len(loop.poller.selector.get_map()) == 0
 
 
 def test_host_that_is_not_ascii_needs_no_codec(loop):
-    for call in (lambda: listen(loop, "b\xfccher", 0, boom), lambda: connect(loop, "b\xfccher", 1, Recorder())):
+    for call in (lambda: listen(loop, "b\xfccher", 0, boom),
+                 lambda: connect(loop, "b\xfccher", 1, Recorder())):
         with pytest.raises(OSError) as caught:
             call()
         assert caught.value.errno == errno.EINVAL
@@ -268,7 +268,7 @@ def test_host_that_is_not_ascii_needs_no_codec(loop):
 
 @lesson(27)
 def test_small_answers_do_not_wait_for_an_acknowledgement(loop, listener, client_of):
-    """Lesson 27: at both ends; what is accepted has it from the listener, or gets it."""
+    """At both ends; what is accepted has it from the listener, or gets it."""
     handler = Recorder()
     connect(loop, listener.address[0], listener.address[1], handler)
     turn_until(loop, lambda: listener.accepted and handler.stream)
@@ -291,7 +291,6 @@ def closed_port():
 
 @lesson(24)
 def test_connected_is_called_once_the_connection_stands(loop, listener):
-    """Lesson 24."""
     handler = Recorder(echo)
     connect(loop, listener.address[0], listener.address[1], handler)
     assert handler.events == []  # not before the caller has what `connect` returns
@@ -306,7 +305,6 @@ def test_connected_is_called_once_the_connection_stands(loop, listener):
 
 @lesson(24)
 def test_refused_connection_is_reported(loop, closed_port):
-    """Lesson 24."""
     handler = Recorder()
     connect(loop, closed_port[0], closed_port[1], handler)
     turn_until(loop, lambda: handler.events)
@@ -318,7 +316,7 @@ def test_refused_connection_is_reported(loop, closed_port):
 
 @lesson(24)
 def test_second_address_is_tried_when_the_first_fails(loop, listener, closed_port, monkeypatch):
-    """Lesson 24: `localhost` has two, and the server may be at one. A family may be missing altogether."""
+    """`localhost` has two, and the server may be at one. A family may be missing altogether."""
     addresses = [(socket.AF_INET, closed_port), (-1, closed_port), (socket.AF_INET, listener.address)]
     monkeypatch.setattr(module, "resolve", lambda *_: addresses)
     handler = Recorder()
@@ -331,10 +329,10 @@ def test_second_address_is_tried_when_the_first_fails(loop, listener, closed_por
 @lesson(24)
 @needs_ipv6
 def test_localhost_reaches_a_server_that_has_only_ipv4(loop, listener, monkeypatch):
-    """Lesson 24."""
     port = listener.address[1]
     monkeypatch.setattr(module, "resolve",
-                        lambda *_: [(socket.AF_INET6, ("::1", port, 0, 0)), (socket.AF_INET, ("127.0.0.1", port))])
+                        lambda *_: [(socket.AF_INET6, ("::1", port, 0, 0)),
+                                    (socket.AF_INET, ("127.0.0.1", port))])
     handler = Recorder()
     connect(loop, "localhost", port, handler)
     turn_until(loop, lambda: handler.events)
@@ -344,7 +342,6 @@ def test_localhost_reaches_a_server_that_has_only_ipv4(loop, listener, monkeypat
 
 @lesson(24)
 def test_host_without_an_address_is_reported(loop, monkeypatch):
-    """Lesson 24."""
     monkeypatch.setattr(module, "resolve", lambda *_: [])
     handler = Recorder()
     connect(loop, "localhost", 1, handler)
@@ -355,7 +352,7 @@ def test_host_without_an_address_is_reported(loop, monkeypatch):
 
 @lesson(24)
 def test_client_never_connects_to_itself(loop, sockets, monkeypatch):
-    """Lesson 24: a connect to a free local port can be given that very port as its own."""
+    """A connect to a free local port can be given that very port as its own."""
     itself = socket.socket()
     sockets.append(itself)
     itself.bind(ANY_PORT)
@@ -384,7 +381,6 @@ def test_connection_given_up_is_not_reported(loop, listener, turns):
 
 @lesson(23)
 def test_exception_in_connected_closes_the_connection(loop, listener):
-    """Lesson 23."""
     handler = Recorder()
     handler.connected = boom
     connect(loop, listener.address[0], listener.address[1], handler)
@@ -399,7 +395,7 @@ def test_exception_in_connected_closes_the_connection(loop, listener):
 
 @lesson(4)
 def test_writability_is_not_watched_when_all_was_sent(loop, pair):
-    """Lesson 4: what the kernel takes at once needs no event."""
+    """What the kernel takes at once needs no event."""
     stream, peer = pair
     stream.write(b"hello")
     loop.turn()
@@ -410,7 +406,6 @@ def test_writability_is_not_watched_when_all_was_sent(loop, pair):
 
 @lesson(4)
 def test_writability_is_watched_only_while_output_remains(loop, make_pair):
-    """Lesson 4."""
     stream, peer = make_pair(buffers=SMALL)
     data = bytes(range(256)) * 1000
     stream.write(data[:200000])
@@ -435,7 +430,7 @@ def test_writing_nothing_makes_no_system_call_and_no_event(loop, pair):
 
 @lesson(27)
 def test_writes_of_one_turn_go_out_in_one_send(loop, make_pair):
-    """Lesson 27: however it was written, and from where."""
+    """However it was written, and from where."""
     handler = Recorder(lambda stream: [stream.write(b"%d" % i) for i in range(5)] and None)
     stream, peer = make_pair(handler)
     spy = spy_on(stream)
@@ -447,7 +442,7 @@ def test_writes_of_one_turn_go_out_in_one_send(loop, make_pair):
 
 
 def test_answers_of_many_streams_go_out_before_the_turn_ends(loop, make_pair):
-    """Or they would take memory by the thousand: a stream's answer goes with those of SETTLE_AFTER at the latest."""
+    """At most SETTLE_AFTER streams wait to be flushed, so that unsent answers take bounded memory."""
     waiting = []
 
     def reply(stream):
@@ -475,7 +470,7 @@ def test_written_buffer_may_be_changed_afterwards(loop, make_pair):
 
 @lesson(17)
 def test_output_sent_in_one_turn_is_bounded(loop, make_pair):
-    """Lesson 17: one send a turn, of a bounded size."""
+    """One send a turn, of a bounded size."""
     stream, peer = make_pair()
     stream.write(b"x" * 30000000)
     took = []
@@ -509,9 +504,9 @@ def unread_requests(loop, stream, peer, requests):
 
 @lesson(19)
 def test_client_that_never_reads_takes_bounded_memory(loop, make_pair):
-    """Lesson 19."""
     answer = b"x" * 30000
-    handler = Recorder(lambda stream: stream.write(answer * len(stream.input)) or setattr(stream, "input", b""))
+    handler = Recorder(lambda stream: stream.write(answer * len(stream.input))
+                       or setattr(stream, "input", b""))
     stream, peer = make_pair(handler, buffers=SMALL)
     least = unread_requests(loop, stream, peer, 200)
     assert least >= -len(answer)
@@ -523,7 +518,7 @@ def test_client_that_never_reads_takes_bounded_memory(loop, make_pair):
 
 @lesson(19)
 def test_reading_stops_at_the_high_mark_and_resumes_at_the_low_one(loop, make_pair):
-    """Lesson 19: over the high mark it stops, and only under the low one it begins again."""
+    """Over the high mark it stops, and only under the low one it begins again."""
     handler = Recorder(lambda stream: stream.write(b"x" * 30000) or setattr(stream, "input", b""))
     stream, peer = make_pair(handler, buffers=SMALL)
     unread_requests(loop, stream, peer, 50)
@@ -534,10 +529,11 @@ def test_reading_stops_at_the_high_mark_and_resumes_at_the_low_one(loop, make_pa
     assert unsent < loop.output_high / 2
 
 
+@lesson(10)
 @lesson(19)
 @pytest.mark.parametrize("size", [30000, 3000000])
 def test_client_that_never_reads_does_not_make_its_handler_spin(loop, make_pair, size):
-    """Lessons 10 and 19: what it left in the buffer waits until the client reads, and so does what the kernel has."""
+    """What it left in the buffer waits until the client reads, and so does what the kernel has."""
     answers = []
 
     def answer_one(stream):
@@ -562,7 +558,7 @@ def test_client_that_never_reads_does_not_make_its_handler_spin(loop, make_pair,
 
 @lesson(17)
 def test_flooder_does_not_delay_the_others(loop, make_pair):
-    """Lesson 17: a turn takes a bounded number of its bytes, and the others are served in the same turn."""
+    """A turn takes a bounded number of its bytes, and the others are served in the same turn."""
     sizes = []
 
     def swallow(stream):
@@ -584,8 +580,7 @@ def test_flooder_does_not_delay_the_others(loop, make_pair):
 
 @lesson(18)
 def test_messages_left_in_the_buffer_need_no_more_input(loop, clock, make_pair):
-    """Lesson 18: select does not see them."""
-
+    """Select does not see them."""
     def one_a_turn(stream):
         turns.append(loop.turns)
         stream.write(bytes(stream.input[:1]))
@@ -606,10 +601,9 @@ def test_messages_left_in_the_buffer_need_no_more_input(loop, clock, make_pair):
     assert len(turns) == 10
 
 
+@lesson(5)
 @lesson(18)
 def test_messages_left_in_the_buffer_survive_the_end_of_input(loop, make_pair):
-    """Lessons 5 and 18."""
-
     def one_a_turn(stream):
         stream.write(bytes(stream.input[:1]))
         stream.input = stream.input[1:]
@@ -640,9 +634,9 @@ def test_new_input_stays_behind_what_is_left_in_the_buffer(loop, make_pair):
     assert b"".join(seen) == b"abcdef"
 
 
+@lesson(9)
 @lesson(18)
 def test_stream_closed_before_its_resumption_is_not_called(loop, make_pair):
-    """Lessons 9 and 18."""
     handlers = [Recorder(lambda stream: stream.resume()), Recorder(lambda stream: stream.resume())]
     pairs = [make_pair(handler) for handler in handlers]
     for _, peer in pairs:
@@ -672,7 +666,7 @@ def test_paused_stream_is_not_read_until_resumed(loop, make_pair):
 
 @lesson(20)
 def test_endless_message_takes_bounded_memory(loop, make_pair):
-    """Lesson 20: the bound is the reactor's, whatever the handler does."""
+    """The bound is the reactor's, whatever the handler does."""
     sizes = []
     handler = Recorder(lambda stream: sizes.append(len(stream.input)))
     stream, peer = make_pair(handler)
@@ -693,7 +687,7 @@ def test_endless_message_takes_bounded_memory(loop, make_pair):
 
 @lesson(21)
 def test_single_bytes_are_added_without_copying_the_buffer(loop, make_pair):
-    """Lesson 21: the buffer is one object that grows in place, so many small reads stay linear."""
+    """The buffer is one object that grows in place, so many small reads stay linear."""
     buffers = []
 
     def keep(stream):
@@ -716,7 +710,7 @@ def test_single_bytes_are_added_without_copying_the_buffer(loop, make_pair):
 
 @lesson(5)
 def test_answer_is_sent_whole_after_the_end_of_input(loop, make_pair):
-    """Lesson 5: it is the end of one direction. The rest is flushed, without a busy turn."""
+    """It is the end of one direction. The rest is flushed, without a busy turn."""
     answer = bytes(range(256)) * 20000
 
     def answer_at_end(stream):
@@ -735,7 +729,7 @@ def test_answer_is_sent_whole_after_the_end_of_input(loop, make_pair):
 
 @lesson(5)
 def test_end_of_input_does_not_spin(loop, make_pair):
-    """Lesson 5: it stays readable for ever."""
+    """It stays readable for ever."""
     handler = Recorder()
     stream, peer = make_pair(handler)
     peer.shutdown(socket.SHUT_WR)
@@ -752,7 +746,7 @@ def test_end_of_input_does_not_spin(loop, make_pair):
 
 @lesson(5)
 def test_reset_after_the_end_of_input_is_reported(loop, make_pair):
-    """Lesson 5: the answer is still on its way, and the connection is over."""
+    """The answer is still on its way, and the connection is over."""
     handler = Recorder(lambda stream: stream.write(b"x" * 1000000))
     stream, peer = make_pair(handler, buffers=SMALL)
     peer.shutdown(socket.SHUT_WR)
@@ -765,7 +759,7 @@ def test_reset_after_the_end_of_input_is_reported(loop, make_pair):
 
 @lesson(5)
 def test_failed_send_after_the_end_of_input_is_reported(loop, make_pair):
-    """Lesson 5: there is no more to read, so nothing else would ever tell."""
+    """There is no more to read, so nothing else would ever tell."""
     handler = Recorder(lambda stream: stream.pause())
     stream, peer = make_pair(handler)
     peer.shutdown(socket.SHUT_WR)
@@ -786,7 +780,7 @@ def close_with_error(stream):
 @lesson(6)
 @pytest.mark.parametrize("then", ["end", "more"])
 def test_last_message_arrives_though_input_is_unread(loop, make_pair, then):
-    """Lesson 6: the kernel answers with a reset, which destroys them, unless the input is read to its end."""
+    """The kernel answers with a reset, which destroys them, unless the input is read to its end."""
     handler = Recorder(close_with_error)
     _, peer = make_pair(handler)
     flood = fill(peer)
@@ -805,7 +799,7 @@ def test_last_message_arrives_though_input_is_unread(loop, make_pair, then):
 
 @lesson(6)
 def test_last_message_arrives_behind_a_long_answer(loop, make_pair):
-    """Lesson 6: close() flushes all that is owed, while input still comes."""
+    """Close() flushes all that is owed, while input still comes."""
     answer = b"x" * 3000000
 
     def last_answer(stream):
@@ -819,7 +813,7 @@ def test_last_message_arrives_behind_a_long_answer(loop, make_pair):
 
 @lesson(6)
 def test_closing_stream_waits_for_its_peer_until_a_deadline(loop, clock, pair, handler):
-    """Lesson 6: there is a deadline ..."""
+    """There is a deadline ..."""
     stream, peer = pair
     stream.close()
     turn_until(loop, lambda: loop.turns > 5)
@@ -834,7 +828,7 @@ def test_closing_stream_waits_for_its_peer_until_a_deadline(loop, clock, pair, h
 
 @lesson(6)
 def test_closing_stream_discards_a_bounded_amount(loop, make_pair, monkeypatch):
-    """Lesson 6: ... and a cap on what is thrown away."""
+    """And a cap on what is thrown away."""
     monkeypatch.setattr(module, "LINGER_BYTES", 1000000)
     handler = Recorder()
     stream, peer = make_pair(handler)
@@ -855,7 +849,6 @@ def test_closing_stream_discards_a_bounded_amount(loop, make_pair, monkeypatch):
 
 @lesson(6)
 def test_closing_stream_hands_on_no_input(loop, pair, handler):
-    """Lesson 6."""
     stream, peer = pair
     stream.close()
     peer.send(b"more")
@@ -908,8 +901,7 @@ def test_close_with_nothing_more_expected_sends_all_output(loop, make_pair):
 
 @lesson(6)
 def test_close_waits_for_the_peer_when_input_is_left(loop, make_pair):
-    """Lesson 6: input that the handler did not take is a sign of more."""
-
+    """Input that the handler did not take is a sign of more."""
     def last_words(stream):
         stream.write(b"bye")
         stream.close(expect_more=False)
@@ -921,7 +913,7 @@ def test_close_waits_for_the_peer_when_input_is_left(loop, make_pair):
 
 @lesson(7)
 def test_error_sent_by_the_peer_is_read_when_a_send_fails(loop, make_pair):
-    """Lesson 7: it closed with our input unread, so the send fails; its ERR was there before."""
+    """It closed with our input unread, so the send fails; its ERR was there before."""
     handler = Recorder()
     stream, peer = make_pair(handler)
     stream.write(b"upload")
@@ -941,7 +933,7 @@ def test_error_sent_by_the_peer_is_read_when_a_send_fails(loop, make_pair):
 
 @lesson(7)
 def test_error_sent_by_the_peer_is_read_when_a_flush_fails(loop, make_pair):
-    """Lesson 7: the same in the midst of a long upload."""
+    """The same in the midst of a long upload."""
     handler = Recorder()
     stream, peer = make_pair(handler, buffers=SMALL)
     stream.write(b"x" * 1000000)
@@ -955,7 +947,7 @@ def test_error_sent_by_the_peer_is_read_when_a_flush_fails(loop, make_pair):
 
 @lesson(8)
 def test_stale_event_never_reaches_the_new_owner_of_a_file_number(loop, connected_sockets):
-    """Lesson 8: both are readable in one turn; the first closes the other, and a new one takes its number."""
+    """Both are readable in one turn; the first closes the other, and a new one takes its number."""
     new_handler = Recorder()
     streams, new = [], []
 
@@ -990,7 +982,6 @@ def test_stale_event_never_reaches_the_new_owner_of_a_file_number(loop, connecte
 @pytest.mark.parametrize("first", ["close", "abort"])
 @pytest.mark.parametrize("second", ["close", "abort"])
 def test_closed_is_called_once(loop, pair, handler, first, second):
-    """Lesson 9."""
     stream, peer = pair
     getattr(stream, first)()
     getattr(stream, second)()
@@ -1009,8 +1000,6 @@ def test_closed_is_called_once(loop, pair, handler, first, second):
 @pytest.mark.parametrize("way", ["close", "abort"])
 @pytest.mark.parametrize("then", [None, "resume", "pause"])
 def test_stream_closed_by_its_own_handler_is_left_alone(loop, make_pair, way, then):
-    """Lesson 9."""
-
     def close(stream):
         stream.write(b"x" * 1000)
         getattr(stream, way)()
@@ -1031,11 +1020,12 @@ def test_stream_closed_by_its_own_handler_is_left_alone(loop, make_pair, way, th
 
 @lesson(9)
 def test_socket_is_unregistered_before_it_is_closed(loop, pair, monkeypatch):
-    """Lesson 9: its number would be -1 then, and a forked copy would be watched for ever."""
+    """Its number would be -1 then, and a forked copy would be watched for ever."""
     stream, peer = pair
     numbers = []
     plain = loop.poller.selector.unregister
-    monkeypatch.setattr(loop.poller.selector, "unregister", lambda watched: numbers.append(watched.fileno()) or plain(watched))
+    monkeypatch.setattr(loop.poller.selector, "unregister",
+                        lambda watched: numbers.append(watched.fileno()) or plain(watched))
     stream.abort()
     assert numbers and numbers[0] >= 0
 
@@ -1060,7 +1050,7 @@ def test_reset_is_reported(loop, pair, handler):
 @lesson(10)
 @pytest.mark.parametrize("owed", [0, 1000000])
 def test_reset_of_a_paused_connection_does_not_spin(loop, make_pair, owed):
-    """Lesson 10: HUP and ERR come whatever is watched, unless nothing is registered. It is told after the pause."""
+    """HUP and ERR come whatever is watched, unless nothing is registered. It is told after the pause."""
     handler = Recorder(lambda stream: stream.pause())
     stream, peer = make_pair(handler, buffers=SMALL)
     peer.send(b"x")
@@ -1076,9 +1066,10 @@ def test_reset_of_a_paused_connection_does_not_spin(loop, make_pair, owed):
     assert isinstance(handler.error, OSError)
 
 
+@lesson(19)
 @lesson(10)
 def test_reset_of_a_connection_with_a_full_output_does_not_spin(loop, make_pair):
-    """Lessons 10 and 19: it is not read while it is over its mark."""
+    """It is not read while it is over its mark."""
     handler = Recorder()
     stream, peer = make_pair(handler, buffers=SMALL)
     stream.write(b"x" * (loop.output_high * 2))

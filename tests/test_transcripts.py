@@ -1,4 +1,4 @@
-"""The programs as a user sees them: the transcripts of the contract, byte for byte, and what a wrong command line gets."""
+"""The programs as a user sees them: the exact transcripts, and the answers to wrong command lines."""
 
 import errno
 import hashlib
@@ -129,7 +129,7 @@ def test_sequence_dropped_by_the_timeout_is_continued_to_its_end(programs, loop,
         assert ended.out.endswith(RESET)
         said = ended.out[:-len(RESET)]
         assert said.splitlines()[-1].startswith("Sending message: ")
-        assert whole.startswith(said), "before the drop, something else was said or asked for than what was missing"
+        assert whole.startswith(said), "not the transcript of the missing batches"
         arrived = int(re.findall(r"RECV,(\d+)", said)[-1])
         whole = "".join(transcript(10000, skipped=arrived))
         command = ("CONTINUE", proxy.port)
@@ -180,7 +180,8 @@ def test_other_counts_and_batches_have_the_same_transcript(programs, port, n, ba
 
 def test_id_in_upper_case_is_accepted(programs, port):
     client_id = str(uuid.uuid4()).upper()
-    assert programs.client("NEW", 7, port, "--client_id", client_id).out == "".join(transcript(7, 5, client_id))
+    assert programs.client("NEW", 7, port, "--client_id",
+                           client_id).out == "".join(transcript(7, 5, client_id))
 
 
 def test_continue_agrees_with_its_new_without_test_mode(programs):
@@ -193,7 +194,8 @@ def test_continue_agrees_with_its_new_without_test_mode(programs):
         assert ended.status == continued.status == 0
         assert ended.out.splitlines()[-2:] == continued.out.splitlines()[-2:]
         results.append(ended.out.splitlines()[-1])
-    results.append("Checksum (%s) is valid!" % hashlib.md5(str(numbers_of(CLIENT_ID, 50)).encode("ascii")).hexdigest())
+    results.append("Checksum (%s) is valid!"
+                   % hashlib.md5(str(numbers_of(CLIENT_ID, 50)).encode("ascii")).hexdigest())
     assert len(set(results)) == 3, "a sequence follows from its id"
 
 
@@ -282,19 +284,20 @@ def test_version_is_one_line(programs, run):
 
 WRONG = [("server",) + arguments for arguments in [
     ("-1",), ("65536",), ("http",), ("+5000",), ("5_0",), ("\u0665",), ("",), ("5000", "6000"),
-    ("5000", "--session-timeout", "0"), ("5000", "--session-timeout", "-1"), ("5000", "--session-timeout", "nan"),
-    ("5000", "--retention", "inf"), ("5000", "--retention", "soon"), ("5000", "--retention"),
-    ("5000", "-q", "-v"), ("5000", "--no-such-option"), ("5000", "--session", "1"),
+    ("5000", "--session-timeout", "0"), ("5000", "--session-timeout", "-1"),
+    ("5000", "--session-timeout", "nan"), ("5000", "--retention", "inf"), ("5000", "--retention", "soon"),
+    ("5000", "--retention"), ("5000", "-q", "-v"), ("5000", "--no-such-option"), ("5000", "--session", "1"),
 ]] + [("client",) + arguments for arguments in [
-    ("FETCH", "5", "5000"), ("NEW",), ("NEW", "5"), ("CONTINUE",), ("CONTINUE", "5", "5000"), ("-q",), ("--",),
-    ("NEW", "-1", "5000"), ("NEW", "65536", "5000"), ("NEW", "five", "5000"), ("NEW", "1_0", "5000"),
+    ("FETCH", "5", "5000"), ("NEW",), ("NEW", "5"), ("CONTINUE",), ("CONTINUE", "5", "5000"), ("-q",),
+    ("--",), ("NEW", "-1", "5000"), ("NEW", "65536", "5000"), ("NEW", "five", "5000"), ("NEW", "1_0", "5000"),
     ("NEW", " 5", "5000"), ("NEW", "\u0665", "5000"),
     ("NEW", "5", "0"), ("NEW", "5", "65536"), ("CONTINUE", "http"),
     ("NEW", "5", "5000", "--batch_size", "0"), ("NEW", "5", "5000", "--batch_size", "65536"),
     ("NEW", "5", "5000", "--client_id", "me"), ("NEW", "5", "5000", "--client_id", CLIENT_ID[:-1]),
     ("NEW", "5", "5000", "--client_id", CLIENT_ID.replace("-", "")),
-    ("NEW", "5", "5000", "--window", "0"), ("NEW", "5", "5000", "--retry", "-1"), ("NEW", "5", "5000", "--timeout", "0"),
-    ("CONTINUE", "5000", "--client_id", CLIENT_ID), ("CONTINUE", "5000", "--batch_size", "5"),
+    ("NEW", "5", "5000", "--window", "0"), ("NEW", "5", "5000", "--retry", "-1"),
+    ("NEW", "5", "5000", "--timeout", "0"), ("CONTINUE", "5000", "--client_id", CLIENT_ID),
+    ("CONTINUE", "5000", "--batch_size", "5"),
 ]]
 
 
@@ -315,7 +318,8 @@ def test_wrong_command_line_gets_one_line_and_status_2(capsys, arguments):
 def test_wrong_command_line_of_a_process_leaves_no_state(programs, tmp_path, port):
     ended = programs.client("NEW", 65536, port)
     assert (ended.status, ended.out) == (2, "")
-    assert ended.err == "client.py NEW: argument n: '65536' is not a number from 0 to 65535 (see client.py NEW -h)\n"
+    assert ended.err == ("client.py NEW: argument n: '65536' is not a number from 0 to 65535 "
+                         "(see client.py NEW -h)\n")
     assert os.listdir(str(tmp_path)) == []
 
 
@@ -396,4 +400,5 @@ def test_demo_ends_without_a_traceback_when_its_reader_leaves(programs):
 def test_demo_reports_in_one_line_that_it_cannot_run(programs):
     with open("/dev/full", "wb") as full:
         ended = programs.python("-m", "numseq", cwd=ROOT, out=full)
-    assert (ended.status, ended.err) == (74, "python -m numseq: [Errno %d] %s\n" % (errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert (ended.status, ended.err) == (74, "python -m numseq: [Errno %d] %s\n"
+                                         % (errno.ENOSPC, os.strerror(errno.ENOSPC)))

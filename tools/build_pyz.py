@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Builds the one file to copy to a device: a zip with a shebang, which runs wherever there is a Python 3.6 or later.
+"""Builds numseq.pyz, one file to copy to a device: a zip with a shebang that runs on Python 3.6 or later.
 
     python tools/build_pyz.py [numseq.pyz]
 
-The same sources give the same bytes, whoever builds it, where and when. Nothing in it is compressed: some small
-builds have no zlib. There are sources in it and no .pyc, which would tie it to one version of Python.
+The same sources give the same bytes, whoever builds it, where and when. Nothing in it is compressed: some
+small builds have no zlib. There are sources in it and no .pyc, which would tie it to one version of Python.
 """
 
 import io
