@@ -3,12 +3,13 @@
 
     python bench/load.py MODE PORT PID
 
-It prints one number, of the server that listens on 127.0.0.1:PORT and is the process PID: seconds (of processor time
-for each operation, or of waiting) or bytes. Every answer is checked; the first wrong one ends it, with status 1.
-A server ends each connection after its second: what takes longer goes on with CONT.
+It prints one number, of the server that listens on 127.0.0.1:PORT and is the process PID: seconds (of
+processor time for each operation, or of waiting) or bytes. Every answer is checked; the first wrong one ends
+it, with status 1. A server ends each connection after its second: what takes longer goes on with CONT.
 
-Many clients act in waves: nobody sends before everybody has an answer. So all servers find their work waiting. One
-that is faster than the load would sleep and wake for each message instead, which costs it more than the message.
+Many clients act in waves: nobody sends before everybody has an answer. So all servers find their work
+waiting. One that is faster than the load would sleep and wake for each message instead, which costs it more
+than the message.
 """
 
 import argparse
@@ -29,7 +30,8 @@ WAIT = 0.1  # seconds of one wait where the load may sleep
 DEADLINE = 90.0  # seconds of one phase, to end what hangs: a busy machine takes several times as long
 SETTLE = 0.1  # seconds in which a server comes to rest before its memory is looked at
 ATTEMPTS = 1000  # connections in a row that end before an answer; a busy machine can be late for several
-WARM_UP = 500  # connections or clients before memory is looked at: then the interpreter has all it needs itself
+# connections or clients before memory is looked at: then the interpreter has all it needs itself
+WARM_UP = 500
 
 
 class Failure(Exception):
@@ -40,7 +42,7 @@ class Failure(Exception):
 
 
 def processor_time(pid):
-    """Seconds of processor time that a process has used, by its own clock, as clock_getcpuclockid(3) names it."""
+    """Seconds of processor time used by a process: the clock of clock_getcpuclockid(3)."""
     return time.clock_gettime(~pid << 3 | 2)
 
 
@@ -105,7 +107,7 @@ class Load:
                 raise Failure("not done in %d seconds" % DEADLINE)
 
     def run_for(self, seconds):
-        """Serves the clients that long; returns the server's processor time for each operation in it, in seconds."""
+        """Serves the clients for that time; returns the server's processor time per operation, in seconds."""
         end = time.monotonic() + seconds
         operations, used = self.operations, processor_time(self.pid)
         self.run_until(lambda: time.monotonic() > end)
@@ -317,7 +319,7 @@ def check_batches(data, count, batch):
 
 
 def check_session(replies):
-    """Raises Failure unless the replies of a session are right; the checksum is that of the numbers, if there are any."""
+    """Raises Failure unless a session's replies are right, with the checksum of its numbers if it has any."""
     opened, numbers, checksum = replies[0], replies[1:-1], replies[-1]
     expected = checksum_of(numbers[0]) if numbers else checksum[4:-1]
     if opened != b"ACK;" or checksum != b"FAC,%b;" % expected or len(expected) != 32:
@@ -389,8 +391,8 @@ def peak(load, settings):
 def stall(load, settings):
     """Seconds that a RECV waits at most behind one request of a client of the longest sequence.
 
-    That request is the first RECV, or the FIN, which draws the numbers as well: it is a new connection's. The median
-    of `count` such clients.
+    That request is the first RECV, or the FIN, which draws the numbers as well: it is a new connection's. The
+    median of `count` such clients.
     """
     longest = []
     for _ in range(settings.count):
@@ -436,7 +438,8 @@ MODES = {function.__name__: function for function in (round_trips, sessions, idl
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", choices=MODES)
     parser.add_argument("port", type=int)
     parser.add_argument("pid", type=int)

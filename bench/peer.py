@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""The same protocol on asyncio, to compare with: one Protocol object a connection, one write for what one read brought.
+"""The same protocol on asyncio, for comparison: a Protocol per connection, and one write for each read.
 
     python bench/peer.py asyncio
     python bench/peer.py uvloop
 
-It checks what it has to, keeps a client's sequence, ends a connection after a second, and does no more. The texts of
-the numbers are made when a sequence is created, from os.urandom and not by randint, which would cost more than all
-its requests.
+It checks what it has to, keeps a client's sequence, ends a connection after a second, and does no more. The
+texts of the numbers are made when a sequence is created, from os.urandom and not by randint, which would cost
+more than all its requests.
 """
 
 import asyncio
@@ -123,7 +123,8 @@ class Connection(asyncio.Protocol):
 async def serve(timeout):
     loop = asyncio.get_running_loop()
     kept = {}
-    server = await loop.create_server(lambda: Connection(loop, timeout, kept), "127.0.0.1", 0, backlog=BACKLOG)
+    server = await loop.create_server(lambda: Connection(loop, timeout, kept), "127.0.0.1", 0,
+                                      backlog=BACKLOG)
     print("Listening on %s:%d" % server.sockets[0].getsockname(), flush=True)
     await server.serve_forever()
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Measures the server on this machine beside others, and prints tables: python bench/run.py
 
-The others are the same protocol on asyncio and on uvloop (bench/peer.py), and a bare loop that receives and sends the
-same bytes without a protocol (bench/ceiling.py). All take turns, each time as a new process. It needs Linux, and
-takes two minutes. How each figure is made is printed below its table. uvloop is measured where the interpreter has it.
+The others are the same protocol on asyncio and on uvloop (bench/peer.py), and a bare loop that receives and
+sends the same bytes without a protocol (bench/ceiling.py). All take turns, each time as a new process. It
+needs Linux, and takes two minutes. How each figure is made is printed below its table. uvloop is measured
+where the interpreter has it.
 
     python bench/run.py --table growth    # how cost grows, in another two minutes
     python bench/run.py --quick           # rough figures
@@ -27,7 +28,8 @@ from load import Failure, WARM_UP, memory
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
-LOAD, CEILING, PEER, TIMERS = (os.path.join(HERE, name) for name in ("load.py", "ceiling.py", "peer.py", "timers.py"))
+LOAD, CEILING, PEER, TIMERS = (os.path.join(HERE, name)
+                               for name in ("load.py", "ceiling.py", "peer.py", "timers.py"))
 SERVER = os.path.join(ROOT, "numseq", "server.py")
 
 # Generous, because they only end what hangs. A busy machine takes several times as long as an idle one.
@@ -48,7 +50,8 @@ MILLISECONDS = Unit("ms", 1e-3, "%.3g")
 BYTES = Unit("bytes", 1, "%.0f")
 MEGABYTES = Unit("MB", 1e6, "%.3g")
 
-# `columns` are functions of a Bench that return seconds or bytes, by the column's name. They are called in turns.
+# `columns` are functions of a Bench that return seconds or bytes, by the column's name. They are called in
+# turns.
 Figure = collections.namedtuple("Figure", ["name", "label", "unit", "rounds", "columns"])
 
 # `ratio` are the names of two columns.
@@ -56,7 +59,8 @@ Table = collections.namedtuple("Table", ["title", "columns", "ratio", "figures",
 
 
 class Interruption:
-    """Ctrl-C and its kin as one KeyboardInterrupt, but never while a process starts: nobody knew yet whom to end."""
+    """Turns SIGINT, SIGTERM and SIGHUP into one KeyboardInterrupt, but not while a process is being started.
+    """
 
     def __init__(self):
         self.held = self.came = False
@@ -103,7 +107,8 @@ class Bench:
         process = None
         try:
             with self.interruption.hold():
-                process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints,
+                process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                           stderr=complaints,
                                            bufsize=0, start_new_session=True)
             with contextlib.suppress(OSError):  # where that is not allowed
                 os.sched_setaffinity(process.pid, {self.processors[processor]})
@@ -141,7 +146,8 @@ class Bench:
                 raise Failure("not done in time: %s" % os.path.basename(command[1])) from None
             if process.returncode:
                 last_line = complaints.decode("ascii", "replace").strip().rpartition("\n")[2]
-                raise Failure(last_line or "%s ended with %s" % (os.path.basename(command[1]), process.returncode))
+                raise Failure(last_line or "%s ended with %s"
+                              % (os.path.basename(command[1]), process.returncode))
             return float(out)
 
     def load(self, server, mode, **options):
@@ -192,7 +198,7 @@ SERVERS = "numseq", "asyncio", "uvloop", "bare"
 
 
 def loaded(name, label, unit, rounds, mode, columns=SERVERS, timeout=None, keep=(), **options):
-    """A Figure of servers under the same load; their sessions may last longer than a second (`timeout`, seconds)."""
+    """A Figure of servers under the same load; `timeout` (seconds) is their session timeout."""
     commands = {
         "numseq": [SERVER, 0] + (["--session-timeout", timeout] if timeout else []),
         "asyncio": [PEER, "asyncio"] + ([timeout] if timeout else []),
@@ -200,7 +206,8 @@ def loaded(name, label, unit, rounds, mode, columns=SERVERS, timeout=None, keep=
         "bare": [CEILING, options.get("batch", 5), options.get("window", 1), *keep],
     }
     return Figure(name, label, unit, rounds, {
-        column: functools.partial(Bench.load, server=commands[column], mode=mode, **options) for column in columns})
+        column: functools.partial(Bench.load, server=commands[column], mode=mode, **options)
+        for column in columns})
 
 
 def compared(quick):
@@ -208,8 +215,9 @@ def compared(quick):
     rounds, seconds = (1, 0.3) if quick else (5, 0.8)
     connections = idle_connections(500 if quick else 4000)
     clients = 2000 if quick else 20000
-    trips = [loaded("roundtrip-%d" % count, f"round trip, connections: {count:,}", MICROSECONDS, rounds, "round_trips",
-                    count=count, numbers=1000, seconds=seconds) for count in (1, 8, 32, 256, 1000)]
+    trips = [loaded("roundtrip-%d" % count, f"round trip, connections: {count:,}", MICROSECONDS, rounds,
+                    "round_trips", count=count, numbers=1000, seconds=seconds)
+             for count in (1, 8, 32, 256, 1000)]
     return Table("Beside others", SERVERS, ("numseq", "uvloop"), trips + [
         loaded("pipelined", "request, 16 connections, 256 on the way", MICROSECONDS, rounds, "round_trips",
                count=16, window=256, numbers=5000, seconds=seconds),
@@ -221,7 +229,8 @@ def compared(quick):
                columns=SERVERS[:3], count=9),
         loaded("idle", f"an idle connection, of {connections:,}", BYTES, 1, "idle", timeout=60, numbers=5,
                count=connections),
-        loaded("retained", f"a retained sequence, of {clients:,}", BYTES, 1, "retained", keep=["keep"], count=clients),
+        loaded("retained", f"a retained sequence, of {clients:,}", BYTES, 1, "retained", keep=["keep"],
+               count=clients),
         Figure("peak", "peak memory, one client", MEGABYTES, min(rounds, 3), {
             "numseq": lambda bench: bench.load([SERVER, 0], "peak", window=256),
             "asyncio": lambda bench: bench.load([PEER, "asyncio"], "peak", window=256),
@@ -236,28 +245,36 @@ def compared(quick):
 
 
 COMPARED_NOTES = """\
-Each cell is the median of the rounds and, in parentheses, the least and the most of them; in each round the columns
-take turns, and the last column is the median of the rounds' ratios. With one round there is no spread.
+Each cell is the median of the rounds and, in parentheses, the least and the most of them; in each round the
+columns take turns, and the last column is the median of the rounds' ratios. With one round there is no
+spread.
 
-- us: processor time, user and system, of the server's process for one operation. The load is a process of its own on
-  another processor and is not counted; it polls without sleeping, so that nobody pays for waking it. Not counted
-  either: interrupts, and what the kernel does for the server in the load's time, as delivering its bytes.
-- round trip: one RECV of 5 of 1,000 numbers and its NUM. All connections send before any sends again, so that
-  each server finds its work waiting. The opening of the connections is not counted; that they end after a second
-  and go on with CONT is.
+- us: processor time, user and system, of the server's process for one operation. The load is a process of
+  its own on another processor and is not counted; it polls without sleeping, so that nobody pays for waking
+  it. Not counted either: interrupts, and what the kernel does for the server in the load's time, as
+  delivering its bytes.
+- round trip: one RECV of 5 of 1,000 numbers and its NUM. All connections send before any sends again, so
+  that each server finds its work waiting. The opening of the connections is not counted; that they end
+  after a second and go on with CONT is.
 - request: as a round trip, with 256 RECVs in one write, of 5 of 5,000 numbers.
 - session: connect, INIT, one RECV of all numbers, FIN, close, each as a new client.
-- longest wait: of a RECV of another connection, sent right after the first RECV (of all in one batch) or the FIN of
-  a client of 65,535 numbers; median of nine clients. In elapsed time, the load's own included.
+- longest wait: of a RECV of another connection, sent right after the first RECV (of all in one batch) or
+  the FIN of a client of 65,535 numbers; median of nine clients. In elapsed time, the load's own included.
 - bytes: growth of resident memory by their number; the kernel's sockets are not counted.
-- peak memory: of a process that has served 65,535 numbers in windows of 256; bare: an interpreter that does nothing.
+- peak memory: of a process that has served 65,535 numbers in windows of 256; bare: an interpreter that does
+  nothing.
 - start: from the start of the process to its first line, with byte code there; bare: the same interpreter.
-- asyncio, uvloop: bench/peer.py. Its numbers are made as text when a sequence is created: not counted in a round trip.
-- bare: an epoll loop in Python that sends answers made beforehand: nothing is parsed, drawn, checked or timed."""
+- asyncio, uvloop: bench/peer.py. Its numbers are made as text when a sequence is created: not counted in a
+  round trip.
+- bare: an epoll loop in Python that sends answers made beforehand: nothing is parsed, drawn, checked or
+  timed."""
 
 
 def growth(quick):
-    """The table of how the server's cost grows. Each figure is the server's own; there is nothing to divide by."""
+    """The table of how the server's cost grows.
+
+    Each figure is the server's own; there is nothing to divide by.
+    """
     rounds, seconds = (1, 0.3) if quick else (5, 0.8)
     alone = dict(columns=SERVERS[:1])
 
@@ -290,7 +307,8 @@ def idle_connections(count):
 
 
 def files_limit():
-    """How many files may be open, here and in what is started; it is raised as far as may be and is of use."""
+    """How many files may be open, here and in what is started; it is raised as far as may be and is of use.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     useful = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < useful:
@@ -346,7 +364,8 @@ def print_table(bench, table, names):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", choices=TABLES, default="compared", help="which table (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="one short round of each figure")
     parser.add_argument("--only", metavar="NAME", action="append", help="one figure; may be given again")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a timer costs that is set and cancelled, as that of nearly every connection is, beside COUNT that wait.
+"""The cost of a timer that is set and cancelled, as most connections' are, beside COUNT waiting timers.
 
     python bench/timers.py COUNT
 

@@ -7,9 +7,10 @@ KEPT_ABOVE = BLOCK  # numbers of a sequence whose checksum is kept; that of a sh
 
 
 class Checksums:
-    """Makes the checksums that sessions ask for: one step per turn for all of them together, first come first served.
+    """Makes the checksums that sessions ask for: one step per turn for all together, first come first served.
 
-    A session has a `record`, a `stream`, slice(first, last) for its numbers, and gets finished(checksum), in bytes.
+    A session has a `record`, a `stream`, slice(first, last) for its numbers, and gets finished(checksum), in
+    bytes.
     """
 
     def __init__(self, loop):

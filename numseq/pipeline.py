@@ -1,7 +1,8 @@
 """The protocol, many messages at once and without I/O: the fast paths for requests and replies sent in a row.
 
-Each function may be tried on any input where its messages are expected. It returns None for everything but the common
-case, whole messages of full batches, and the input is then handled message by message, with the same result.
+Each function may be tried on any input where its messages are expected. It returns None for everything but
+the common case, whole messages of full batches, and the input is then handled message by message, with the
+same result.
 """
 
 from . import digits
@@ -24,7 +25,7 @@ def encode_batches(marked, batch):
 
 
 def answer_receives(data, numbers, batch, most):
-    """(answers, bytes taken) for the RECVs at the beginning of data, at most `most` (up to RUN_MOST) of them; or None.
+    """(answers, bytes taken) for up to `most` (at most RUN_MOST) RECVs at the beginning of data; or None.
 
     The server's fast path: a few operations on whole buffers, and no Python code per message. data (bytes or
     bytearray) is a client's input, numbers are those of its sequence: see `sequence.Numbers`.
@@ -32,14 +33,16 @@ def answer_receives(data, numbers, batch, most):
     if data[:5] != b"RECV,":  # cheaper to see here than by an exception
         return None
     index = data[5:-1]
-    if index.isdigit() and data[-1] == _SEMICOLON and len(data) <= LONGEST_REQUEST:  # a single request, no pipelining
+    # a single request, no pipelining
+    if index.isdigit() and data[-1] == _SEMICOLON and len(data) <= LONGEST_REQUEST:
         place = int(index) * batch
         asked = numbers.slice(place, place + batch)
         return (encode_batch(asked), len(data)) if len(asked) == batch else None
     run = bytes(data[:data.rfind(b";", 0, SHORTEST_RECV * most) + 1])
     count = run.count(b";RECV,") + 1
     indices = run.translate(_COMMA_TO_TAB, b"RECV;")
-    if len(indices) != len(run) - count * len(b"RECV;"):  # these letters stand elsewhere too, or the run is empty
+    # these letters stand elsewhere too, or the run is empty
+    if len(indices) != len(run) - count * len(b"RECV;"):
         return None
     places = digits.read(indices, count, batch)
     if places is None:
@@ -51,7 +54,7 @@ def answer_receives(data, numbers, batch, most):
 
 
 def split_numbers(data, batch, most):
-    """(numbers, bytes taken) of the NUMs of full batches at the beginning of data, at most `most` of them; or None.
+    """(numbers, bytes taken) of up to `most` NUMs of full batches at the beginning of data; or None.
 
     The client's fast path. data (bytes or bytearray) is a server's input; numbers are bytes, one per number.
     """

@@ -4,8 +4,8 @@ import os
 
 from . import digits
 
-# The version of the way in which numbers are drawn. A store that outlives a server keeps it with each record, so
-# that a server that draws in another way refuses the sequence instead of handing out other numbers.
+# The version of the way in which numbers are drawn. A store that outlives a server keeps it with each record,
+# so that a server that draws in another way refuses the sequence instead of handing out other numbers.
 DRAWING = 1
 
 SEED_BYTES = 16  # of an unpredictable seed: as much as an id has, so that neither is easier to guess
@@ -15,8 +15,9 @@ DRAW_WORDS = 1024  # generator words drawn at once: 8 times as many are no faste
 BLOCK = 1024  # numbers drawn together, 8 us: twice as many save 3 % of a whole sequence and double that
 RATE = 168  # bytes that SHAKE128 makes at a time
 RATE_NUMBERS = 128  # numbers that RATE bytes nearly always contain; 132.6 on average
-# Numbers per slice of many up to which all are read first: reading 16 cache lines in a row takes no longer than
-# waiting for one at random. A tenth of the time where 16 clients of 65,535 numbers share a cache of 1 MiB.
+# Numbers per slice of many up to which all are read first: reading 16 cache lines in a row takes no longer
+# than waiting for one at random. A tenth of the time where 16 clients of 65,535 numbers share a cache of 1
+# MiB.
 READ_AHEAD = 1024
 CHECKSUM_STEP = 8192  # numbers of one step of a checksum: 0.3 ms, with drawing them
 
@@ -112,7 +113,8 @@ class Numbers:
                 whole.find(digits.MARK)  # it is not there, so this reads all of them in order, into the cache
             return [whole[place:place + size] for place in places]
         first, last = min(places), max(places) + size
-        if last - first > 2 * size * len(places):  # not a run in order: most of what is between is not asked for
+        # not a run in order: most of what is between is not asked for
+        if last - first > 2 * size * len(places):
             return [self.slice(place, place + size) for place in places]
         piece, offset = self._piece(first, last)
         return [piece[place:place + size] for place in [place - offset for place in places]]
@@ -158,8 +160,8 @@ def checksum(numbers):
 def _from_hashlib(name):
     """A hash function of hashlib, which also loads OpenSSL (3.6 MB): for builds without their own.
 
-    FIPS builds refuse hashlib.md5 unless it is said not to be for security, which it is not: the protocol names
-    it as the checksum. Before 3.9 there is no such argument.
+    FIPS builds refuse hashlib.md5 unless it is said not to be for security, which it is not: the protocol
+    names it as the checksum. Before 3.9 there is no such argument.
     """
     import hashlib
 

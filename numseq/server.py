@@ -4,7 +4,8 @@
     python numseq/server.py 5000
 """
 
-if __name__ == "__main__" and not __package__:  # run as a file: let the package be found, and run it from there
+# run as a file: let the package be found, and run it from there
+if __name__ == "__main__" and not __package__:
     import os
     import sys
 
@@ -31,7 +32,8 @@ CONNECTIONS_MOST = 16384  # at once, where the limit of open files allows it: 1,
 MESSAGES_MOST = 1024  # requests of a connection answered per turn: 2 ms at the slowest
 FILES_RESERVED = 16  # standard streams, selector, signals, listeners, and some to spare
 FAREWELLS_MOST = 32  # connections above the limit that are being told so; more are closed without a word
-DRAWN_MOST = 32 * 1024 * 1024  # bytes of numbers kept for connections, one byte each; beyond, the oldest are dropped
+# bytes of numbers kept for connections, one byte each; beyond, the oldest are dropped
+DRAWN_MOST = 32 * 1024 * 1024
 
 
 class Server:
@@ -113,7 +115,7 @@ class Server:
         return client_id.decode("ascii") if self._test_mode else sequence.unpredictable_seed()
 
     def drawn(self, session, size):
-        """Bounds the memory of all drawn numbers: beyond it, the session that drew first drops its numbers."""
+        """Bounds the memory of drawn numbers: beyond it, the session that drew first drops its numbers."""
         self._drawn[session] = size
         self._drawn_bytes += size
         while self._drawn_bytes > DRAWN_MOST and len(self._drawn) > 1:
@@ -174,7 +176,10 @@ DEFAULTS = {
 
 
 def read_arguments(arguments, program):
-    """The settings (a namespace). Where the arguments are wrong, ends the program with a line that says why."""
+    """The settings (a namespace).
+
+    Where the arguments are wrong, ends the program with a line that says why.
+    """
     if len(arguments) == 1:
         try:  # a port alone, as on most devices: argparse would take a sixth of the start, and 1 to 2 MB
             port = protocol.parse_number(arguments[0].encode("ascii"), 0, PORT_MOST)
@@ -209,8 +214,10 @@ def parse_arguments(arguments, program):
     add("--turn-messages", type=count, metavar="N",
         help="requests of a connection answered before the next one's turn (%(default)s)")
     loudness = parser.add_mutually_exclusive_group()
-    loudness.add_argument("-q", "--quiet", action="store_true", help="print only the line that says where it listens")
-    loudness.add_argument("-v", "--verbose", action="store_true", help="report every connection on standard error")
+    loudness.add_argument("-q", "--quiet", action="store_true",
+                          help="print only the line that says where it listens")
+    loudness.add_argument("-v", "--verbose", action="store_true",
+                          help="report every connection on standard error")
     parser.add_version()
     parser.set_defaults(**DEFAULTS)
     if not arguments:
@@ -238,7 +245,8 @@ def serve(settings, program):
     try:
         addresses = server.listen(settings.host, settings.port)
     except OSError as error:
-        complaints.line("%s: cannot listen on %s: %s" % (program, endpoint((settings.host, settings.port)), error))
+        complaints.line("%s: cannot listen on %s: %s"
+                        % (program, endpoint((settings.host, settings.port)), error))
         status = 1
     else:
         lines.line("Listening on " + ", ".join(map(endpoint, addresses)))

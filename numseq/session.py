@@ -162,7 +162,8 @@ class Session:
             self._numbers = Numbers(self.record.seed, self.record.n)
             # A run of RECVs fills the output to twice the high-water mark at most.
             longest = self.record.batch * protocol.NUMBER_BYTES
-            self._run_most = min(self.server.loop.output_high // longest + 1, self.server.messages_most, RUN_MOST)
+            self._run_most = min(self.server.loop.output_high // longest + 1, self.server.messages_most,
+                                 RUN_MOST)
             self.server.drawn(self, self.record.n)
         return self._numbers
 

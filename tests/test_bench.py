@@ -21,11 +21,11 @@ from programs import environment
 
 RUN = os.path.join(ROOT, "bench", "run.py")
 FIGURES = {
-    "compared": ["roundtrip-1", "roundtrip-8", "roundtrip-32", "roundtrip-256", "roundtrip-1000", "pipelined", "session-5",
-                 "session-1000", "stall", "idle", "retained", "peak", "start"],
-    "growth": ["1-of-1000", "8-of-1000", "32-of-1000", "256-of-1000", "1000-of-1000", "4000-of-1000", "32-of-5",
-               "32-of-10000", "32-of-65535", "1000-of-5", "1000-of-10000", "1000-of-65535", "left-0", "left-1000",
-               "left-2000", "timers-0", "timers-1000", "timers-100000"],
+    "compared": ["roundtrip-1", "roundtrip-8", "roundtrip-32", "roundtrip-256", "roundtrip-1000", "pipelined",
+                 "session-5", "session-1000", "stall", "idle", "retained", "peak", "start"],
+    "growth": ["1-of-1000", "8-of-1000", "32-of-1000", "256-of-1000", "1000-of-1000", "4000-of-1000",
+               "32-of-5", "32-of-10000", "32-of-65535", "1000-of-5", "1000-of-10000", "1000-of-65535",
+               "left-0", "left-1000", "left-2000", "timers-0", "timers-1000", "timers-100000"],
 }
 FOR_EVER = 10.0 ** 6  # seconds, where a test is not about the session's time
 IDLE_MOST = 1500  # bytes of an idle connection
@@ -41,7 +41,10 @@ on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the 
 
 
 def start_bench(*arguments):
-    """Popen of the benchmark. Coverage is not measured: it costs time, and the benchmark kills its servers."""
+    """Popen of the benchmark.
+
+    Coverage is not measured: it costs time, and the benchmark kills its servers.
+    """
     return subprocess.Popen([sys.executable, RUN] + list(arguments), universal_newlines=True,
                             env=environment(measured=False), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -59,8 +62,10 @@ def bench(*arguments):
 
 def rows(out):
     """{label: [the figure in each column, or None]} of the rows of a table."""
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
-    return {cells[0]: [None if cell == "-" else float(cell.split()[0]) for cell in cells[1:]] for cells in lines[2:]}
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines()
+             if line.startswith("|")]
+    return {cells[0]: [None if cell == "-" else float(cell.split()[0]) for cell in cells[1:]]
+            for cells in lines[2:]}
 
 
 @on_linux
