@@ -24,8 +24,7 @@ SEED_BYTES = 16  # of what is kept of a client
 
 
 def answers_to(batch, window):
-    """{first byte of a read: its answer}, with `batch` random numbers in a NUM, and `window` NUMs to a read.
-    """
+    """{first byte of a read: its answer}, with `batch` random numbers per NUM and `window` NUMs."""
     draw = random.Random(batch).randint
     numbers = [draw(0, 100) for _ in range(batch)]
     reply = b"NUM," + b":".join(b"%d" % number for number in numbers) + b";"

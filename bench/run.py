@@ -59,8 +59,7 @@ Table = collections.namedtuple("Table", ["title", "columns", "ratio", "figures",
 
 
 class Interruption:
-    """Turns SIGINT, SIGTERM and SIGHUP into one KeyboardInterrupt, but not while a process is being started.
-    """
+    """Turns SIGINT, SIGTERM and SIGHUP into one KeyboardInterrupt, but not during a process start."""
 
     def __init__(self):
         self.held = self.came = False
@@ -307,8 +306,7 @@ def idle_connections(count):
 
 
 def files_limit():
-    """How many files may be open, here and in what is started; it is raised as far as may be and is of use.
-    """
+    """The limit of open files, here and in child processes, raised as far as allowed and useful."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     useful = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < useful:

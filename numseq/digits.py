@@ -43,8 +43,7 @@ _NO_MARKS = columns(PAD * DIGITS)
 
 
 def pad(numbers, row, width, columns=_NO_MARKS):
-    """The numbers (bytes) as padded text (bytearray): `row` (bytes) repeated, each number in `width` bytes.
-    """
+    """Numbers (bytes) as padded text (bytearray): `row` (bytes) repeated, each number in `width` bytes."""
     size = width * len(numbers)
     padded = bytearray(row * -(-size // len(row)))
     del padded[size:]

@@ -75,8 +75,7 @@ def discard(file):
 
 
 def status_without_output(error, program):
-    """The exit status after a BrokenPipeError or an OutputFailed; the latter is reported on standard error.
-    """
+    """The exit status after a BrokenPipeError or an OutputFailed, which is reported on stderr."""
     if isinstance(error, BrokenPipeError):
         return UNREAD
     complain(program, error)

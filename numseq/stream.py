@@ -272,8 +272,7 @@ class Stream:
 
 
 def grown(data, more):
-    """data (bytes or bytearray) with more behind it: grows in place, so that many small pieces stay linear.
-    """
+    """Appends more to data (bytes or bytearray), in place if possible: many small pieces stay linear."""
     if type(data) is bytes:
         data = bytearray(data)
     data += more
@@ -348,8 +347,7 @@ class Listener:
 
 
 def accept(take, exhausted):
-    """The accept policy: yields a bounded batch of sockets from take(); calls exhausted() when out of files.
-    """
+    """The accept policy: yields a bounded batch of sockets from take(); exhausted() if out of files."""
     for _ in range(ACCEPT_BATCH):
         try:
             connection = take()

@@ -45,7 +45,7 @@ SECONDS_MOST = WAIT_SECONDS  # one process, to end what hangs
 
 
 def missing(reason):
-    """Ends the test: skipped, or failed where it may not be."""
+    """Skips the test, or fails it where it is required."""
     if REQUIRED:
         pytest.fail(reason)
     pytest.skip(reason)
@@ -130,8 +130,7 @@ def unpack_debian(folder):
 
 
 def copy_package(folder):
-    """Copies the package into folder: nothing else of the project is needed, and .pyc files do no harm there.
-    """
+    """Copies the package, and nothing else of the project, into folder; returns folder."""
     shutil.copytree(os.path.join(ROOT, "numseq"), os.path.join(folder, "numseq"),
                     ignore=shutil.ignore_patterns("__pycache__"))
     return folder
@@ -205,7 +204,7 @@ def prepared(interpreter, source, code, *flags, **keywords):
 
 
 def end(process):
-    """Sees to it that a process is no more, and gives its pipes back."""
+    """Kills a process if it still runs, and closes its pipes."""
     if process.poll() is None:
         process.kill()
         process.communicate()
@@ -261,7 +260,7 @@ def _listens(port):
 
 @functools.lru_cache(maxsize=None)
 def proof(client_id, n):
-    """The last lines of a complete sequence, worked out as the protocol defines it."""
+    """The last lines of a complete sequence, computed as the protocol defines them."""
     draw = random.Random(client_id).randint
     numbers = [draw(0, 100) for _ in range(n)]
     checksum = hashlib.md5(str(numbers).encode("ascii")).hexdigest()

@@ -69,7 +69,7 @@ def loop(clock):
 
 @pytest.fixture
 def sockets():
-    """A list of plain sockets to close at the end of the test."""
+    """A list of sockets to be closed at the end of the test."""
     sockets = []
     yield sockets
     for each in sockets:
@@ -78,8 +78,7 @@ def sockets():
 
 @pytest.fixture
 def connected_sockets(sockets):
-    """A function: two plain sockets connected by TCP; `buffers` is the size of their kernel buffers in bytes.
-    """
+    """A function: two plain sockets connected by TCP; `buffers` is the size of their kernel buffers."""
 
     def connect(buffers=None):
         listening = socket.socket()
@@ -225,7 +224,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pyz(tmp_path_factory):
-    """The path of the one file, just built."""
+    """The path of a freshly built numseq.pyz."""
     path = str(tmp_path_factory.mktemp("one-file") / "numseq.pyz")
     subprocess.check_call([sys.executable, os.path.join(ROOT, "tools", "build_pyz.py"), path])
     return path

@@ -28,7 +28,7 @@ ANY_PORT = "127.0.0.1", 0
 
 
 class Clock:
-    """Seconds that pass when told; any beginning but 0 will do."""
+    """A clock whose seconds pass when told. It does not begin at 0."""
 
     def __init__(self):
         self.seconds = 1000.0
@@ -63,7 +63,7 @@ class TimeSelector:
 
 
 class Recorder:
-    """A handler that remembers. `reply(stream)` is called for `received`; without it all input is taken."""
+    """A handler that records calls. `received` calls `reply(stream)`; without it, all input is taken."""
 
     def __init__(self, reply=None):
         self.reply = reply
@@ -143,8 +143,7 @@ class SpySocket:
 
 
 def spy_on(stream):
-    """Puts a SpySocket before the stream's socket: its interface does not show which system calls it makes.
-    """
+    """Puts a SpySocket before the stream's socket, since nothing public shows system calls."""
     stream._socket = SpySocket(stream._socket)
     return stream._socket
 
@@ -244,7 +243,7 @@ def echo(stream):
 
 
 def interest(loop, watched):
-    """What the selector itself watches for, of an object."""
+    """The events that the selector watches an object for."""
     try:
         return loop.poller.selector.get_key(watched).events
     except (KeyError, ValueError):

@@ -57,8 +57,7 @@ def split_replies(data):
 
 
 def mutations(seed, messages, count):
-    """Runs of messages with some bytes changed, dropped, doubled or cut off, and runs of bytes of any kind.
-    """
+    """Messages with some bytes changed, dropped, doubled or cut off, and random bytes."""
     generator = random.Random(seed)
     alphabet = b";,:-0123456789INITCONTRECVFNUMAKE\0\t\n \xff\xd9\xa5"
     for _ in range(count):

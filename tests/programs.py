@@ -61,14 +61,14 @@ class Program:
         self._watchdog.start()
 
     def read(self, which=0):
-        """What is on its standard output (0) or error (1) so far, as text."""
+        """Its standard output (0) or error (1) so far, as text."""
         file = self._files[which]
         if file is None:
             return None
         return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode("ascii")
 
     def wait_for(self, text, which=0):
-        """Waits until the text is on its output; returns all that is there."""
+        """Waits until its output contains the text; returns the output."""
         while text not in self.read(which):
             ended = self.process.poll() is not None
             if ended and text not in self.read(which):
@@ -120,13 +120,13 @@ class ServerProgram(Program):
         self.port = int(line.rpartition(":")[2])
 
     def stop(self):
-        """Ends it as a service manager does; returns what it said."""
+        """Sends SIGTERM; returns its Ended."""
         self.process.terminate()
         return self.wait()
 
 
 def script(name):
-    """The beginning of a command line that runs a program of the package as a file."""
+    """The start of a command line that runs a program of the package as a file."""
     return (os.path.join(ROOT, "numseq", name + ".py"),)
 
 
@@ -173,21 +173,21 @@ class Programs:
 
 
 def cut(peer):
-    """Instead of an answer, a reset."""
+    """Resets the connection instead of answering."""
     peer.stream.abort()
 
 
 def end(peer):
-    """Instead of an answer, an orderly end."""
+    """Closes the connection instead of answering."""
     peer.stream.close(expect_more=False)
 
 
 def hang(peer):
-    """Instead of an answer, nothing, to this and to all that comes."""
+    """Answers neither this nor any later message."""
 
 
 def honest(numbers, batch):
-    """What a good server answers: a function from a message (text) to the reply (bytes)."""
+    """A good server's answers: a function from a message (text) to the reply (bytes)."""
 
     def answer(message):
         kind, _, content = message.partition(",")
@@ -266,8 +266,7 @@ class Peer:
 
 
 class Liar:
-    """A server that answers as the test says: its nth connection as the nth of `answers`, or as the last one.
-    """
+    """A server that answers as told: its nth connection as the nth of `answers`, or as the last."""
 
     def __init__(self, loop, *answers, port=0, drip=None):
         self.loop = loop

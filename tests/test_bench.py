@@ -157,7 +157,7 @@ def counted(loop, server, sockets, monkeypatch):
 
 
 def read_messages(loop, peer, count):
-    """So many messages, and no more."""
+    """Reads `count` messages, and checks that no more arrived with them."""
     data = b""
     while data.count(b";") < count:
         data += read_from(loop, peer, 1)
@@ -189,14 +189,14 @@ def test_wrong_index_costs_no_more_than_a_right_one(loop, counted):
 
 
 def open_group(loop, server, sockets, group):
-    """Connections in the backlog, which so far hold memory of the kernel alone."""
+    """Connections in the backlog, which take only kernel memory so far."""
     peers = [connect(server) for _ in range(CONNECTIONS)]
     sockets.extend(peers)
     return [(peer, client_id(group * CONNECTIONS + number)) for number, peer in enumerate(peers)]
 
 
 def greet(loop, peers):
-    """All get their ACK."""
+    """Begins a session on each connection."""
     for peer, each in peers:
         peer.sendall(protocol.encode(protocol.INIT, each, b"5", b"5"))
     for peer, _ in peers:

@@ -28,7 +28,6 @@ TOO_MANY = b"ERR,Too many connections;"
 
 
 def some(count):
-    """The content of a NUM with that many numbers."""
     return b":".join([b"1"] * count)
 
 
@@ -60,7 +59,6 @@ class Run:
         return self.outcomes[0]
 
     def said(self, name):
-        """The texts of the events of that name."""
         return [text for event, text in self.events if event == name]
 
 
@@ -71,7 +69,7 @@ def state(tmp_path):
 
 @pytest.fixture
 def begun(state):
-    """A Journal of what the good server has, with nothing in it."""
+    """An empty Journal for the good server's sequence."""
     return Journal(CLIENT_ID.encode("ascii"), N, BATCH, path=state)
 
 
@@ -266,7 +264,7 @@ def test_wrong_reply_ends_with_its_error_and_keeps_the_good_numbers(
 
 @pytest.mark.parametrize("lie, kind", [(lie, kind) for lie, kind, _, _ in LIES[::4]], ids=name_of)
 def test_numbers_kept_after_an_error_complete_with_a_good_server(run, liar, clock, lie, kind, begun, state):
-    """And none of it is asked for again."""
+    """They are not requested again."""
     assert isinstance(run(liar(instead(GOOD, **lie))).wait(clock, IDLE), kind)
     if not begun.kept:
         return
@@ -322,8 +320,7 @@ def test_numbers_with_a_wrong_checksum_are_dropped_and_fetched_anew(run, liar, w
 
 
 def test_result_is_the_same_with_and_without_a_transcript(run, liar, clock, loop):
-    """Streams made of good and bad pieces by chance, cut by chance: the fast path may not differ in anything.
-    """
+    """Random mixes of good and bad replies, cut at random: the fast path must behave as the plain one."""
     chance = random.Random(4)
     good = [GOOD("RECV,%d" % index) for index in range(5)]
     odd = [b"NUM,1;", b"NUM,1:2:3:4:5;", b"NUM,1:2:3:4:500;", b"ERR,no;", b";", b"NUM,1:2:3", b"ACK;",
@@ -430,8 +427,7 @@ def test_default_window_sends_its_requests_at_once(loop, run, liar):
 
 
 def test_pauses_double_from_50_ms_to_5_s_with_jitter(loop, clock, begun):
-    """A name that cannot be looked up fails without the network, so that the pauses are all that takes time.
-    """
+    """The name lookup fails at once, so only the pauses take time."""
     pauses = []
     for _ in range(20):
         run = Run(loop, 1, begun, host="\u00e9", retry=12, watched=True)

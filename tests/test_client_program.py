@@ -40,7 +40,7 @@ def liar(loop):
 
 @pytest.fixture
 def ended(loop):
-    """A function: turns the test's loop until the client has ended; returns what came of it."""
+    """A function: turns the test's loop until the client has ended; returns its Ended."""
 
     def wait(client):
         turn_until(loop, lambda: client.process.poll() is not None)
@@ -369,7 +369,7 @@ def test_interrupt_before_the_loop_runs_ends_with_130(monkeypatch):
 
 
 class Terminal:
-    """A pseudo-terminal; `file` is the end that a program has."""
+    """A pseudo-terminal; `file` is the program's end."""
 
     def __init__(self):
         self._here, self.file = pty.openpty()
@@ -377,7 +377,7 @@ class Terminal:
         self._text = ""
 
     def read(self):
-        """All that was written to it so far."""
+        """The text written to it so far."""
         try:
             while True:
                 self._text += os.read(self._here, 4096).decode("ascii")
@@ -385,7 +385,7 @@ class Terminal:
             return self._text
 
     def hang_up(self):
-        """Takes it from those who have it."""
+        """Closes both ends."""
         if self.file is not None:
             os.close(self._here)
             os.close(self.file)

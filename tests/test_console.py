@@ -65,7 +65,7 @@ def write_lines(console, first, count):
 
 
 def reader_of(file):
-    """A function that reads on without waiting; returns all the text so far."""
+    """A function that reads what is there without waiting; returns all text read so far."""
     os.set_blocking(file.fileno(), False)
     data = bytearray()
 
@@ -84,7 +84,7 @@ def reader_of(file):
 
 
 def check_lines(text, count):
-    """Each of `count` lines is there, whole and in order, or counted among the missing in its place."""
+    """Checks that each of `count` lines is there, whole and in order, or counted as missing at its place."""
     expected = 0
     for line in text.splitlines(True):
         assert line.endswith("\n")
@@ -102,7 +102,7 @@ def check_lines(text, count):
 
 @pytest.mark.parametrize("kind", ["pipe", "terminal"])
 def test_stopped_reader_does_not_delay_the_loop(loop, request, console_on, make_pair, kind):
-    """The lines wait, those that are too many are dropped and counted, and others are served meanwhile."""
+    """Lines wait, excess ones are dropped and counted, and connections are served meanwhile."""
     theirs, ours = request.getfixturevalue(kind)
     console = console_on(ours)
     handler = Recorder()
@@ -188,8 +188,7 @@ def test_lost_reader_neither_ends_the_loop_nor_makes_it_spin(loop, request, cons
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"),
                     reason="without /proc what was opened cannot be opened again")
 def test_shared_file_is_never_made_non_blocking(loop, request, console_on, kind):
-    """A shell's terminal would be so for the shell too, also after a kill: not even while the program runs.
-    """
+    """The mode is shared with the shell, which would keep it even if the program is killed."""
     theirs, ours = request.getfixturevalue(kind)
     console = console_on(ours)
     assert os.get_blocking(ours.fileno())
@@ -219,7 +218,6 @@ def test_without_proc_the_file_is_non_blocking_until_closed(loop, request, conso
 
 
 def test_file_keeps_the_blocking_mode_it_had(loop, console_on, sockets):
-    """It is left as it was found."""
     sockets.extend(socket.socketpair())
     for blocking in True, False:
         sockets[0].setblocking(blocking)
@@ -309,7 +307,7 @@ def test_full_device_neither_ends_the_loop_nor_makes_it_spin(loop, console_on):
 
 
 def test_lines_go_on_when_a_full_disk_has_room_again(loop, console_on, tmp_path):
-    """The lines are dropped and counted; they go on when there is room again, and then it is said."""
+    """Dropped lines are counted, and reported once there is room again."""
     path = tmp_path / "log"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with path.open("wb") as file:

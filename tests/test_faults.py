@@ -31,7 +31,7 @@ TURN_WAIT = 0.0001  # real seconds in which what is on its way through the kerne
 
 
 class World:
-    """A server, the proxy before it, and the fetches of a sequence through that."""
+    """A server, a proxy before it, and fetches of a sequence through the proxy."""
 
     def __init__(self, loop, state):
         self.loop = loop
@@ -44,7 +44,7 @@ class World:
         self._plans = iter(())
 
     def begin(self, *plans):
-        """A new sequence: the first connections have these plans, and those that follow none."""
+        """Begins a new sequence: the first connections get these plans, later ones are left alone."""
         self._plans = iter(plans)
         del self.proxy.links[:], self.journaled[:], self.forgotten[:]
         if os.path.exists(self.state):
@@ -56,7 +56,7 @@ class World:
         return next(self._plans, None) or Plan()
 
     def turn_until(self, predicate):
-        """Turns the loop. The clock jumps where nothing is ready, and nothing is on its way either."""
+        """Turns the loop. The clock jumps when nothing is ready and nothing is in flight in the kernel."""
         for _ in range(TURNS_MOST):
             if predicate():
                 return
@@ -74,7 +74,7 @@ class World:
         return fetched, errors[0]
 
     def fetch_in_one_run(self, begun, **options):
-        """It tries again by itself."""
+        """The client retries by itself."""
         fetched, error = self.fetch(begun, **options)
         assert error is None
         return fetched
@@ -93,7 +93,7 @@ class World:
         return pytest.fail("not done in %d runs" % RUNS_MOST)
 
     def check(self, fetched):
-        """The numbers are those of the contract, none was asked for twice, and nothing is left behind."""
+        """Checks that the numbers are right, none was requested twice, and nothing is left behind."""
         begun = fetched.journal
         assert list(begun.numbers) == numbers_of(begun.client_id.decode("ascii"), begun.n)
         assert bytes(load(self.state).numbers) == bytes(begun.numbers)
@@ -112,7 +112,7 @@ class World:
 
 
 def indexes(heard):
-    """Those of the RECVs in what a client has sent."""
+    """The indices of the RECVs in what a client has sent."""
     return [int(message[len(b"RECV,"):]) for message in bytes(heard).split(b";")
             if message.startswith(b"RECV,")]
 
@@ -150,7 +150,7 @@ def offsets(way):
 
 
 def test_offsets_cover_the_whole_connection(world):
-    """The loops below end where a whole connection does."""
+    """The loops below cover the bytes of one whole connection."""
     world.check(world.fetch_in_one_run(world.begin()))
     link, = world.proxy.links
     for way in UP, DOWN:
@@ -172,7 +172,7 @@ def test_cut_at_any_byte_neither_loses_nor_repeats_numbers(world, way, how, wind
 
 @pytest.mark.parametrize("way", [UP, DOWN])
 def test_peer_that_vanishes_at_any_byte_is_given_up(world, clock, way, window, fetch):
-    """Nobody is told: the client has its timeout and the server its second."""
+    """Neither side gets an error: only the client's timeout and the session timeout end it."""
     for offset in offsets(way):
         plan = Plan(vanish=(way, offset))
         begin = clock()
@@ -195,7 +195,7 @@ def test_repeated_cuts_neither_lose_nor_repeat_numbers(world, seed, window, fetc
 
 
 def any_plan(draw):
-    """A Plan that breaks, with a delay or in pieces or twice or not."""
+    """A random Plan that breaks, sometimes delayed or in pieces."""
     way = draw.choice([UP, DOWN])
     place = way, draw.choice(offsets(way))
     breaks = dict(vanish=place) if draw.random() < 0.2 else dict(cut=place, how=draw.choice([RST, FIN]))
@@ -205,7 +205,7 @@ def any_plan(draw):
 @pytest.mark.parametrize("how", [RST, FIN])
 @pytest.mark.parametrize("seed", range(5))
 def test_long_sequence_arrives_whole_over_many_connections(world, seed, how, fetch):
-    """Runs of whole buffers instead of messages one by one: the fast paths of both sides."""
+    """Uses the fast paths of both sides: buffers full of messages."""
     draw = random.Random(seed)
     plans = [Plan(cut=(DOWN, draw.randrange(4, 12000)), how=how, piece=draw.choice([None, 997]))
              for _ in range(RUNS_MOST - 1)]
@@ -226,7 +226,7 @@ def test_bytes_that_come_one_by_one_are_understood(world, window):
 
 
 def test_slow_path_is_slow_for_a_bounded_number_of_turns(world):
-    """A soak's would then pass on what it has until after the retention."""
+    """Otherwise a connection of the soak would still be passing data on after the retention."""
     world.check(world.fetch_in_one_run(world.begin(Plan(piece=2, pieces=5)), window=100))
     link, = world.proxy.links
     sizes = list(map(len, link.lanes[DOWN].pieces))
@@ -236,7 +236,7 @@ def test_slow_path_is_slow_for_a_bounded_number_of_turns(world):
 
 @lesson(18)
 def test_messages_that_arrive_together_are_all_answered(world):
-    """What a client sends bit by bit arrives together, and so do the answers."""
+    """Requests sent in several writes arrive in one read, and so do the answers."""
     begun = world.begin(Plan(delay=0.01))
     begun.n, begun.batch = 400, 1
     world.check(world.fetch_in_one_run(begun, window=100))
@@ -247,7 +247,7 @@ def test_messages_that_arrive_together_are_all_answered(world):
 
 @pytest.mark.parametrize("delay", [0.001, 0.1, 0.3])
 def test_delay_that_uses_up_the_session_loses_no_numbers(world, delay, window, fetch):
-    """Within a second there are so and so many round trips, and the next connection goes on."""
+    """A session has time for some round trips only; the next connection continues."""
     world.check(fetch(world.begin(*[Plan(delay=delay)] * RUNS_MOST), window=window))
     sessions = len(world.proxy.links)
     assert (sessions > 1) is (window == 1 and delay > 0.05 or delay > 0.2)
@@ -262,7 +262,7 @@ def test_delay_longer_than_the_session_ends_with_an_error(world):
 @pytest.mark.parametrize("plan", [Plan(twice=True), Plan(twice=True, piece=1), Plan(twice=True, delay=0.01)],
                          ids=repr)
 def test_bytes_that_arrive_twice_leave_the_sequence_unchanged(world, plan, window):
-    """The second connection is refused, or reads along, and costs the first nothing."""
+    """The second connection is refused or gets the same answers, and does not disturb the first."""
     world.check(world.fetch_in_one_run(world.begin(plan), window=window))
     assert len(world.proxy.links) == 1
 
@@ -274,7 +274,7 @@ def test_bytes_that_arrive_twice_leave_a_continued_sequence_unchanged(world, win
 
 
 def test_replayed_connection_neither_gets_nor_changes_a_sequence(world):
-    """Whoever has recorded it is refused, because the id is there, and the sequence stays as it is."""
+    """The replay is refused, because the id exists, and the sequence stays as it is."""
     begun = world.fetch_in_one_run(world.begin()).journal
     recorded = bytes(world.proxy.links[0].heard)
     replay = Recorder()

@@ -62,7 +62,7 @@ Measured = collections.namedtuple("Measured", [
 
 
 class Attack:
-    """What storms are made of: plain sockets, and a count of what went through them."""
+    """Plain sockets for a storm, and counts of connections and bytes sent."""
 
     def __init__(self, port):
         self.draw = random.Random(SEED)
@@ -72,7 +72,7 @@ class Attack:
         self._open = set()
 
     def connect(self, buffers=None):
-        """A new connection; `buffers` is what this side's kernel may keep of it."""
+        """A new connection; `buffers` is the size of this side's kernel buffers (bytes)."""
         peer = socket.socket()
         if buffers:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
@@ -84,7 +84,7 @@ class Attack:
         return peer
 
     def send(self, peer, data, whole=True):
-        """Sends all of it, or what the kernel takes; returns whether the server has still been there."""
+        """Sends all of it, or what the kernel takes; returns False if the server has closed."""
         try:
             if whole:
                 peer.sendall(data)
@@ -94,7 +94,7 @@ class Attack:
         return True
 
     def answer(self, peer):
-        """All that the server still says."""
+        """Everything that the server still sends; closes the connection."""
         answer = bytearray()
         try:
             while True:
@@ -109,7 +109,7 @@ class Attack:
         return bytes(answer)
 
     def say(self, data):
-        """A connection that says so much and no more; returns the answers (types of messages)."""
+        """Sends data on a new connection and ends its input; returns the types of the answers."""
         peer = self.connect()
         if self.send(peer, data):
             peer.shutdown(socket.SHUT_WR)
@@ -123,7 +123,7 @@ class Attack:
 
 
 def endless(attack):
-    """A million bytes without a terminator, from ten at once. The reason reaches the sender nevertheless."""
+    """A million bytes without a terminator from each of ten connections. Each sender gets the reason."""
     for _ in range(4):
         peers = [attack.connect() for _ in range(10)]
         for number, peer in enumerate(peers):
@@ -134,14 +134,14 @@ def endless(attack):
 
 
 def random_bytes(attack):
-    """Bytes of any kind, and such as messages are made of."""
+    """Random bytes, of all values and of those in messages."""
     for number in range(400):
         kinds = (bytes(range(256)), b"INITCONTRECVFIN0123456789-,;;;")[number % 2]
         assert attack.say(bytes(attack.draw.choice(kinds) for _ in range(1000)))[-1] == protocol.ERR
 
 
 def mutated(attack):
-    """Every message that there is, cut short anywhere, and thousands with something in them changed."""
+    """Every kind of message cut at every byte, and thousands of mutated ones."""
     for session in SESSIONS:
         for end in range(len(session)):
             answers = attack.say(session[:end])
@@ -164,7 +164,7 @@ MUTATIONS = 3000
 
 
 def mutate(draw, data):
-    """The bytes with one to three of them changed, dropped, doubled, moved or added."""
+    """The data with one to three random changes."""
     data = bytearray(data)
     for _ in range(draw.randint(1, 3)):
         start, end = sorted(draw.randrange(len(data) + 1) for _ in range(2))
@@ -181,7 +181,7 @@ def mutate(draw, data):
 
 
 def slow(attack):
-    """Two hundred who send a byte now and then, and would do so for ever."""
+    """200 connections that send single bytes, until their session times out."""
     said = {attack.connect(): b"INIT,%b,5,5;" % new_id() + b"RECV,0;" * 20 for _ in range(200)}
     end = time.monotonic() + WAIT_SECONDS
     position = 0
@@ -195,7 +195,7 @@ def slow(attack):
 
 
 def deaf(attack):
-    """Two dozen who ask for all the numbers again and again, and never read."""
+    """24 connections that request all numbers again and again and never read."""
     asking = {attack.connect(buffers=4096) for _ in range(24)}
     for peer in asking:
         attack.send(peer, b"INIT,%b,65535,65535;" % new_id())
@@ -207,7 +207,7 @@ def deaf(attack):
 
 
 def flood(attack):
-    """More connections than the server may have files, that say nothing, for more than a second."""
+    """More idle connections than the server may have files, for longer than the session timeout."""
     for _ in range(2):
         for _ in range(FILES):
             attack.connect()
@@ -215,8 +215,7 @@ def flood(attack):
 
 
 def greedy(attack):
-    """Sequence after sequence of 65,535 numbers: some begin, some have them, some want the checksum of each.
-    """
+    """Sequences of 65,535 numbers: some are only begun, some read, some finished."""
     for _ in range(40):
         peers = [attack.connect() for _ in range(32)]
         for number, peer in enumerate(peers):
@@ -301,15 +300,15 @@ class Bystander:
 
 
 class Watched(ServerProgram):
-    """A server whose process is looked at from outside."""
+    """A server whose memory and processor time are read from /proc."""
 
     def memory(self):
-        """The most that it has ever had (KiB)."""
+        """Its peak memory (KiB)."""
         with open("/proc/%d/status" % self.process.pid) as status:
             return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
 
     def ticks(self):
-        """The processor's time that it took (ticks of 10 ms)."""
+        """The processor time it has used (ticks of 10 ms)."""
         with open("/proc/%d/stat" % self.process.pid) as stat:
             fields = stat.read().rpartition(")")[2].split()
         return int(fields[11]) + int(fields[12])
@@ -364,8 +363,7 @@ def measure(name):
 
 
 def ticks_at_rest(server):
-    """The processor time (ticks) that the server uses in QUIET_SECONDS once it has come to rest, or does not.
-    """
+    """The processor time (ticks) in QUIET_SECONDS, once it is low or after QUIET_ATTEMPTS."""
     for _ in range(QUIET_ATTEMPTS):
         begin = server.ticks()
         time.sleep(QUIET_SECONDS)
@@ -416,7 +414,7 @@ def serve():
 
 
 def open_session(attack):
-    """A connection that has begun a sequence, and its id."""
+    """(connection, client id) of a session that was just begun."""
     peer, client_id = attack.connect(), new_id()
     attack.send(peer, b"INIT,%b,5,5;" % client_id)
     assert peer.recv(100) == b"ACK;"
@@ -456,7 +454,7 @@ ROW = "{:28}{:>9}{:>13}{:>9}{:>8}{:>12}{:>12}{:>10}{:>8}{:>13}"
 
 
 def main():
-    """Prints the figures, and fails where a bound does not hold."""
+    """Prints the figures; raises AssertionError if a bound is exceeded."""
     print(ROW.format(*HEADS))
     for name in STORMS:
         measured = measure(name)

@@ -49,7 +49,6 @@ def get(path):
 
 
 def refusal(path):
-    """What is wrong with the state, in a line."""
     with pytest.raises(UsageError) as refused:
         load(path)
     said = str(refused.value)
@@ -58,7 +57,7 @@ def refusal(path):
 
 
 def refuse_writes(monkeypatch, after, code=errno.ENOSPC):
-    """Lets the disk be full after so many more bytes."""
+    """Makes writes fail with ENOSPC after `count` more bytes."""
     real, left = os.write, [after]
 
     def write(file, data):

@@ -1,4 +1,4 @@
-"""The reactor: timers, running, failures, and signals."""
+"""The loop: timers, running, exceptions and signals."""
 
 import errno
 import gc
@@ -67,7 +67,7 @@ def test_cancelled_timers_leave_the_heap(loop, traced):
 
 @lesson(11)
 def test_cancelled_timer_lets_go_of_its_callback_at_once(loop):
-    """The reference goes at once, not when the timer would have been due."""
+    """Not only when the timer would have been due."""
     class Owner:
         def callback(self):
             """Never called."""
@@ -83,7 +83,7 @@ def test_cancelled_timer_lets_go_of_its_callback_at_once(loop):
 
 @lesson(11)
 def test_compaction_keeps_the_live_timers_in_order(loop):
-    """Also within a callback, in the midst of a turn."""
+    """Also when they are cancelled in a callback."""
     ran = []
     doomed = []
     for number in range(3000):
@@ -103,7 +103,7 @@ def test_compaction_keeps_the_live_timers_in_order(loop):
 
 @lesson(11)
 def test_cancelling_costs_the_same_however_many_timers_live(loop, monkeypatch):
-    """Each time half of it went, so that a cancel costs the same however many timers live."""
+    """The heap is compacted only once half of it is cancelled, so the cost per cancel is constant."""
     compactions = []
     plain = reactor.heapq.heapify
     monkeypatch.setattr(reactor.heapq, "heapify", lambda heap: compactions.append(len(heap)) or plain(heap))
@@ -156,7 +156,6 @@ def test_equal_deadlines_fire_in_the_order_they_were_set(loop, clock):
 
 @lesson(14)
 def test_timers_run_on_the_monotonic_clock(real_loop, monkeypatch):
-    """The loop's clock is the monotonic one."""
     monkeypatch.setattr(time, "time", boom)
     ran = []
     real_loop.call_later(0.001, lambda: ran.append(1))
@@ -167,7 +166,7 @@ def test_timers_run_on_the_monotonic_clock(real_loop, monkeypatch):
 
 @lesson(15)
 def test_waiting_for_a_timer_takes_few_turns(real_loop):
-    """Rounded down, the last millisecond of the wait would be many turns."""
+    """A timeout rounded down to milliseconds would cost many turns at its end. A busy machine takes fewer."""
     ran = []
     for number in range(5):
         real_loop.call_later(0.0100 + number * 0.0107, lambda: ran.append(real_loop.turns))
@@ -178,7 +177,7 @@ def test_waiting_for_a_timer_takes_few_turns(real_loop):
 
 @lesson(15)
 def test_overdue_timer_does_not_make_the_wait_endless(loop, clock):
-    """A negative timeout is for ever to epoll and poll."""
+    """A negative timeout means for ever to epoll and poll."""
     loop.call_later(1, lambda: None)
     clock.advance(5)
     loop.turn()
@@ -221,7 +220,7 @@ def test_timer_set_again_with_no_delay_lets_sockets_be_served(loop, make_pair):
 
 @lesson(16)
 def test_thousands_of_timers_due_at_once_let_sockets_be_served(loop, make_pair):
-    """They are run in order, but not all in one turn."""
+    """They run in order, a bounded number per turn."""
     ran = []
     when_served = []
     _, peer = make_pair(Recorder(lambda stream: when_served.append(len(ran)) or echo(stream)))
@@ -245,7 +244,6 @@ def test_run_ends_when_nothing_can_happen_any_more(loop):
 
 
 def test_run_does_not_wait_for_a_cancelled_timer(loop, clock):
-    """With nothing else left, it would be for WAIT_LIMIT."""
     begin = clock()
     loop.cancel(loop.call_later(1, boom))
     loop.run()
@@ -303,7 +301,7 @@ def test_exception_in_one_handler_is_reported_and_ends_only_its_stream(loop, mak
 
 @lesson(23)
 def test_exception_in_a_resumed_handler_does_not_end_the_loop(loop, make_pair):
-    """What is left in a buffer is handled in another place than events."""
+    """Resumed handlers are not called from the event dispatch, which catches exceptions of its own."""
     handler = Recorder(lambda stream: stream.resume() if handler.events.count("received") < 2 else boom())
     _, peer = make_pair(handler)
     peer.send(b"x")
@@ -314,7 +312,7 @@ def test_exception_in_a_resumed_handler_does_not_end_the_loop(loop, make_pair):
 
 @lesson(23)
 def test_exception_in_closed_after_an_exception_does_not_end_the_loop(loop, make_pair):
-    """A handler that is broken is so in `closed` too. Both are told, and the others are served."""
+    """Both exceptions are reported, and the other streams are served."""
     handler = Recorder(boom)
     handler.closed = boom
     _, bad_peer = make_pair(handler)
@@ -388,7 +386,7 @@ def high_socket(connected_sockets):
 
 @lesson(1)
 def test_file_number_too_high_for_select_costs_only_its_connection(clock, high_socket):
-    """It is one file too many, and this connection's alone."""
+    """It is treated like running out of files."""
     loop = Loop(clock, selectors.SelectSelector())
     with pytest.raises(OSError) as caught:
         Stream(loop, high_socket, Recorder())
@@ -503,7 +501,7 @@ def test_signal_ends_a_long_wait(real_loop, kill):
 
 @lesson(22)
 def test_flood_of_signals_neither_blocks_nor_spins(loop, kill, capfd):
-    """The pair is drained, and a full one is no fault."""
+    """The wakeup socket is drained, and a full one is no error."""
     ran = []
     loop.on_signal(signal.SIGUSR1, lambda: ran.append(1))
     for _ in range(100000):
@@ -518,7 +516,6 @@ def test_flood_of_signals_neither_blocks_nor_spins(loop, kill, capfd):
 
 @lesson(22)
 def test_wakeup_file_and_handlers_are_restored(clock):
-    """Another's are there before, and are there again."""
     here, there = socket.socketpair()
     there.setblocking(False)
     before = signal.getsignal(signal.SIGUSR2)
@@ -543,7 +540,7 @@ def test_wakeup_file_and_handlers_are_restored(clock):
 @lesson(22)
 @lesson(23)
 def test_exception_in_a_signal_callback_does_not_stop_other_signals(loop, kill):
-    """Each is told, and signals still come."""
+    """Each exception is reported, and later signals are handled."""
     numbers = signal.SIGUSR1, signal.SIGUSR2
     for number in numbers:
         loop.on_signal(number, boom)
@@ -557,7 +554,7 @@ def test_exception_in_a_signal_callback_does_not_stop_other_signals(loop, kill):
 
 
 def test_signal_without_a_callback_is_ignored(loop, kill):
-    """Others' handlers write into the pair as well."""
+    """The wakeup socket gets the numbers of all signals that have a Python handler."""
     theirs = []
     previous = signal.signal(signal.SIGUSR2, lambda *_: theirs.append(1))
     try:

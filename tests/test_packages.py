@@ -29,7 +29,7 @@ def project_files():
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory):
-    """A function: a clean copy of the project, just made, so with other times."""
+    """A function: a fresh copy of the project, whose files have other modification times."""
 
     def copy():
         folder = str(tmp_path_factory.mktemp("clone"))

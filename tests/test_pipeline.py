@@ -34,7 +34,7 @@ def test_fast_paths_raise_nothing_whatever_the_bytes(kind, seed):
 
 
 def plain_answers(data, batches, most):
-    """(answers, bytes taken) of the RECVs of batches that data begins with, at most `most`, one by one."""
+    """(answers, bytes taken) of up to `most` RECVs at the beginning of data, one by one."""
     answers, position = [], 0
     while len(answers) < most:
         try:
@@ -178,8 +178,7 @@ def test_too_long_message_is_left_to_the_plain_path_and_refused(digit, length):
 
 
 def plain_numbers(data, batch, most):
-    """(numbers, bytes taken) of the NUMs of full batches that data begins with, at most `most`, one by one.
-    """
+    """(numbers, bytes taken) of up to `most` NUMs of full batches at the beginning of data, one by one."""
     numbers, position = b"", 0
     for _ in range(most):
         try:

@@ -64,7 +64,7 @@ def test_numbers_equal_randint_up_to_the_longest_sequence():
 @pytest.mark.parametrize("seed", SEEDS, ids=repr)
 @pytest.mark.parametrize("n", [0, 1, 5, 127, 128, 129, 1000, 1023, 1024, 1025, 2048, LONGEST])
 def test_bytes_seed_gives_blocks_of_their_own_hash_streams(seed, n):
-    """Whoever keeps a seed, in another process or on another machine, gets the same sequence from it."""
+    """Another process or machine draws the same sequence from the seed."""
     numbers = sequence.draw(seed, 0, n)
     assert list(numbers) == with_shake(seed, n)
     assert type(numbers) is bytes
@@ -300,7 +300,7 @@ def before_the_keyword(name):
 
 
 def load_again():
-    """The module as it is when it is loaded for the first time."""
+    """A freshly loaded module."""
     spec = importlib.util.spec_from_file_location("numseq.sequence_again", sequence.__file__)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

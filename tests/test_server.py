@@ -29,7 +29,7 @@ FOR_EVER = 10.0 ** 6  # seconds, where a test is not about the session's time
 
 
 class Running:
-    """A server that listens, and what a test does with it."""
+    """A listening server, and what tests do with it."""
 
     def __init__(self, loop, options):
         self.loop = loop
@@ -71,7 +71,7 @@ class Running:
         return peer, session
 
     def say(self, peer, data, answer):
-        """Says data to the server, which has to answer just that much of it."""
+        """Sends data, and checks that exactly the expected answer arrives."""
         peer.sendall(data)
         assert self.read_from(peer, len(answer)) == answer
 
@@ -90,8 +90,7 @@ class Running:
         self.turn_until(sent)
 
     def all_that_is_said(self, data):
-        """All that the server answers to data on a new connection, up to its end; then the client hangs up.
-        """
+        """Sends data on a new connection; returns all answers up to the end of input, and closes it."""
         peer = self.connect()
         self.send(peer, data)
         answer = self.read_to_end(peer)
@@ -99,7 +98,7 @@ class Running:
         return answer
 
     def read_messages(self, peer, count):
-        """That many messages from the server, and nothing after them."""
+        """Reads `count` messages, and checks that nothing follows."""
         data = bytearray()
 
         def complete():
@@ -113,7 +112,7 @@ class Running:
         return bytes(data)
 
     def hang_up(self, peer):
-        """Ends a connection, and waits until the server knows."""
+        """Closes a connection, and waits until the server has noticed."""
         count = len(self.server.sessions)
         peer.close()
         self.turn_until(lambda: len(self.server.sessions) < count)
@@ -303,7 +302,7 @@ AFTER_INIT = [
 
 
 def one_error(answer):
-    """Whether the answer is one ERR, whole, that can be shown."""
+    """Whether the answer is exactly one ERR with printable text."""
     return re.match(b"ERR,[ -:<-~]+;$", answer) is not None
 
 
@@ -332,7 +331,7 @@ def test_bad_message_gets_one_error_and_a_close_and_the_sequence_is_kept(running
 @pytest.mark.parametrize("before", [0, 1, 3])
 @pytest.mark.parametrize("message", AFTER_INIT + [b"RECV,%b1;" % (b"0" * 60), b"RECV,%b;" % (b"9" * 5000)])
 def test_bad_message_within_a_run_of_requests_gets_one_error(running, message, before):
-    """Once batches were asked for, runs of requests take another way, where a bad one must not get lost."""
+    """Runs of requests take the fast path, which must not skip a bad one."""
     peer = running.connect()
     running.say(peer, init(10, 5) + b"RECV,0;", b"ACK;" + nums(10, 5)[0])
     peer.sendall(before * b"RECV,1;" + message + b"RECV,0;")
@@ -987,7 +986,7 @@ def test_drained_server_waits_until_a_slow_store_has_its_records_back(slow, loop
 
 
 def test_drained_server_releases_the_record_of_a_client_that_left(slow, loop, clock):
-    """In a store that is shared, nobody else would ever do that."""
+    """In a shared store nobody else would release it."""
     slow.server.session_timeout = 0.2
     peer, session = slow.connected()
     peer.sendall(init())

@@ -77,7 +77,7 @@ def test_connection_gone_before_accept_does_not_stop_accepting(code):
 
 @lesson(3)
 def test_accepts_and_failures_per_turn_are_bounded():
-    """Neither for connections nor for failures."""
+    """Failed accepts count as well."""
     crowd = MadeQueue(*[MadeConnection() for _ in range(1000)])
     assert 16 <= len(list(module.accept(crowd, boom))) <= 256
     failing = MadeQueue(*[errno.ECONNABORTED] * 1000)
@@ -87,7 +87,6 @@ def test_accepts_and_failures_per_turn_are_bounded():
 
 @lesson(3)
 def test_two_hundred_connects_leave_time_for_a_connected_client(loop, listener, client_of, make_pair):
-    """A turn takes some of them, and then serves the client that is there."""
     handler = Recorder(echo)
     _, peer = make_pair(handler)
     for _ in range(200):
@@ -104,7 +103,7 @@ def test_two_hundred_connects_leave_time_for_a_connected_client(loop, listener, 
 
 @lesson(1)
 def test_listener_without_files_does_not_spin():
-    """With the process's files all taken, and one given back later."""
+    """All files of the process are in use; later one is closed."""
     turns, waiting, served = run_python("""
 import os, resource, socket
 from numseq.loop import Loop
@@ -137,7 +136,7 @@ print(len(accepted))
 @lesson(1)
 def test_resting_listener_is_unwatched_and_returns_by_its_timer(loop, clock, listener, client_of,
                                                                 monkeypatch):
-    """It comes back by its timer, and not if it was closed meanwhile."""
+    """A listener closed while it rests does not return."""
     starving = [True]
     plain_accept = module.accept
 
@@ -163,7 +162,6 @@ def test_resting_listener_is_unwatched_and_returns_by_its_timer(loop, clock, lis
 
 @lesson(28)
 def test_closed_listener_refuses_connections_and_keeps_accepted_ones(loop, listener, client_of):
-    """What was accepted lives on; what comes is refused."""
     client = client_of(listener)
     turn_until(loop, lambda: listener.accepted)
     stream = Stream(loop, listener.accepted[0], Recorder(echo))
@@ -213,7 +211,7 @@ def test_second_listener_on_a_port_is_refused(loop, listener):
 @lesson(26)
 @needs_ipv6
 def test_both_families_share_the_port(loop, client_of):
-    """A socket for each family, both with the same free port."""
+    """Port 0 gives the IPv4 and the IPv6 socket the same free port."""
     accepted = []
     listeners = listen(loop, "", 0, accepted.append)
     assert len(listeners) == 2
@@ -247,7 +245,7 @@ def test_family_that_the_kernel_lacks_is_left_out(loop, monkeypatch, missing):
 
 
 def test_address_that_cannot_be_bound_is_an_error(loop, monkeypatch):
-    """Also when another was had: that one is given back."""
+    """Sockets that were bound before the failure are closed."""
     taken = socket.socket()
     taken.bind(ANY_PORT)
     taken.listen(1)
@@ -268,7 +266,7 @@ def test_host_that_is_not_ascii_needs_no_codec(loop):
 
 @lesson(27)
 def test_small_answers_do_not_wait_for_an_acknowledgement(loop, listener, client_of):
-    """At both ends; what is accepted has it from the listener, or gets it."""
+    """TCP_NODELAY is set at both ends; accepted sockets inherit it from the listener or get it set."""
     handler = Recorder()
     connect(loop, listener.address[0], listener.address[1], handler)
     turn_until(loop, lambda: listener.accepted and handler.stream)
@@ -283,7 +281,7 @@ def test_small_answers_do_not_wait_for_an_acknowledgement(loop, listener, client
 
 @pytest.fixture
 def closed_port():
-    """An address where nobody listens, and nobody else will meanwhile."""
+    """An address where nobody listens; it stays reserved."""
     with socket.socket() as bound:
         bound.bind(ANY_PORT)
         yield bound.getsockname()
@@ -316,7 +314,7 @@ def test_refused_connection_is_reported(loop, closed_port):
 
 @lesson(24)
 def test_second_address_is_tried_when_the_first_fails(loop, listener, closed_port, monkeypatch):
-    """`localhost` has two, and the server may be at one. A family may be missing altogether."""
+    """`localhost` has two addresses, and the server may listen on one. A family may be missing altogether."""
     addresses = [(socket.AF_INET, closed_port), (-1, closed_port), (socket.AF_INET, listener.address)]
     monkeypatch.setattr(module, "resolve", lambda *_: addresses)
     handler = Recorder()
@@ -352,7 +350,7 @@ def test_host_without_an_address_is_reported(loop, monkeypatch):
 
 @lesson(24)
 def test_client_never_connects_to_itself(loop, sockets, monkeypatch):
-    """A connect to a free local port can be given that very port as its own."""
+    """A connect to a free local port can get that very port as its source port (TCP simultaneous open)."""
     itself = socket.socket()
     sockets.append(itself)
     itself.bind(ANY_PORT)
@@ -395,7 +393,6 @@ def test_exception_in_connected_closes_the_connection(loop, listener):
 
 @lesson(4)
 def test_writability_is_not_watched_when_all_was_sent(loop, pair):
-    """What the kernel takes at once needs no event."""
     stream, peer = pair
     stream.write(b"hello")
     loop.turn()
@@ -430,7 +427,7 @@ def test_writing_nothing_makes_no_system_call_and_no_event(loop, pair):
 
 @lesson(27)
 def test_writes_of_one_turn_go_out_in_one_send(loop, make_pair):
-    """However it was written, and from where."""
+    """Writes in a handler go out in one send after it; a write from a timer goes out in another."""
     handler = Recorder(lambda stream: [stream.write(b"%d" % i) for i in range(5)] and None)
     stream, peer = make_pair(handler)
     spy = spy_on(stream)
@@ -460,7 +457,6 @@ def test_answers_of_many_streams_go_out_before_the_turn_ends(loop, make_pair):
 
 
 def test_written_buffer_may_be_changed_afterwards(loop, make_pair):
-    """What is owed is a copy."""
     stream, peer = make_pair(buffers=SMALL)
     data = bytearray(b"a" * 200000)
     stream.write(data)
@@ -470,7 +466,6 @@ def test_written_buffer_may_be_changed_afterwards(loop, make_pair):
 
 @lesson(17)
 def test_output_sent_in_one_turn_is_bounded(loop, make_pair):
-    """One send a turn, of a bounded size."""
     stream, peer = make_pair()
     stream.write(b"x" * 30000000)
     took = []
@@ -493,7 +488,7 @@ def test_output_sent_in_one_turn_is_bounded(loop, make_pair):
 
 
 def unread_requests(loop, stream, peer, requests):
-    """Sends one-byte requests, and reads no answer; returns the least room there was."""
+    """Sends one-byte requests and reads no answers; returns the least room() seen."""
     rooms = []
     for _ in range(requests):
         peer.send(b"?")
@@ -518,7 +513,6 @@ def test_client_that_never_reads_takes_bounded_memory(loop, make_pair):
 
 @lesson(19)
 def test_reading_stops_at_the_high_mark_and_resumes_at_the_low_one(loop, make_pair):
-    """Over the high mark it stops, and only under the low one it begins again."""
     handler = Recorder(lambda stream: stream.write(b"x" * 30000) or setattr(stream, "input", b""))
     stream, peer = make_pair(handler, buffers=SMALL)
     unread_requests(loop, stream, peer, 50)
@@ -533,7 +527,7 @@ def test_reading_stops_at_the_high_mark_and_resumes_at_the_low_one(loop, make_pa
 @lesson(19)
 @pytest.mark.parametrize("size", [30000, 3000000])
 def test_client_that_never_reads_does_not_make_its_handler_spin(loop, make_pair, size):
-    """What it left in the buffer waits until the client reads, and so does what the kernel has."""
+    """Input left in the buffer, and input in the kernel, wait until the client reads."""
     answers = []
 
     def answer_one(stream):
@@ -558,7 +552,7 @@ def test_client_that_never_reads_does_not_make_its_handler_spin(loop, make_pair,
 
 @lesson(17)
 def test_flooder_does_not_delay_the_others(loop, make_pair):
-    """A turn takes a bounded number of its bytes, and the others are served in the same turn."""
+    """A turn reads a bounded number of its bytes, and the others are served in the same turn."""
     sizes = []
 
     def swallow(stream):
@@ -580,7 +574,7 @@ def test_flooder_does_not_delay_the_others(loop, make_pair):
 
 @lesson(18)
 def test_messages_left_in_the_buffer_need_no_more_input(loop, clock, make_pair):
-    """Select does not see them."""
+    """The selector does not report them."""
     def one_a_turn(stream):
         turns.append(loop.turns)
         stream.write(bytes(stream.input[:1]))
@@ -666,7 +660,7 @@ def test_paused_stream_is_not_read_until_resumed(loop, make_pair):
 
 @lesson(20)
 def test_endless_message_takes_bounded_memory(loop, make_pair):
-    """The bound is the reactor's, whatever the handler does."""
+    """The stream bounds its input, whatever the handler does."""
     sizes = []
     handler = Recorder(lambda stream: sizes.append(len(stream.input)))
     stream, peer = make_pair(handler)
@@ -687,7 +681,7 @@ def test_endless_message_takes_bounded_memory(loop, make_pair):
 
 @lesson(21)
 def test_single_bytes_are_added_without_copying_the_buffer(loop, make_pair):
-    """The buffer is one object that grows in place, so many small reads stay linear."""
+    """The buffer grows in place, so the cost of many small reads stays linear."""
     buffers = []
 
     def keep(stream):
@@ -710,7 +704,7 @@ def test_single_bytes_are_added_without_copying_the_buffer(loop, make_pair):
 
 @lesson(5)
 def test_answer_is_sent_whole_after_the_end_of_input(loop, make_pair):
-    """It is the end of one direction. The rest is flushed, without a busy turn."""
+    """The peer has only closed its direction: the output is flushed, without a busy turn."""
     answer = bytes(range(256)) * 20000
 
     def answer_at_end(stream):
@@ -729,7 +723,7 @@ def test_answer_is_sent_whole_after_the_end_of_input(loop, make_pair):
 
 @lesson(5)
 def test_end_of_input_does_not_spin(loop, make_pair):
-    """It stays readable for ever."""
+    """At the end of input a socket stays readable."""
     handler = Recorder()
     stream, peer = make_pair(handler)
     peer.shutdown(socket.SHUT_WR)
@@ -746,7 +740,7 @@ def test_end_of_input_does_not_spin(loop, make_pair):
 
 @lesson(5)
 def test_reset_after_the_end_of_input_is_reported(loop, make_pair):
-    """The answer is still on its way, and the connection is over."""
+    """The rest of the answer was still to be sent."""
     handler = Recorder(lambda stream: stream.write(b"x" * 1000000))
     stream, peer = make_pair(handler, buffers=SMALL)
     peer.shutdown(socket.SHUT_WR)
@@ -759,7 +753,7 @@ def test_reset_after_the_end_of_input_is_reported(loop, make_pair):
 
 @lesson(5)
 def test_failed_send_after_the_end_of_input_is_reported(loop, make_pair):
-    """There is no more to read, so nothing else would ever tell."""
+    """No later read would report it."""
     handler = Recorder(lambda stream: stream.pause())
     stream, peer = make_pair(handler)
     peer.shutdown(socket.SHUT_WR)
@@ -780,7 +774,7 @@ def close_with_error(stream):
 @lesson(6)
 @pytest.mark.parametrize("then", ["end", "more"])
 def test_last_message_arrives_though_input_is_unread(loop, make_pair, then):
-    """The kernel answers with a reset, which destroys them, unless the input is read to its end."""
+    """Closing a socket with unread input makes the kernel send a reset, which destroys data in flight."""
     handler = Recorder(close_with_error)
     _, peer = make_pair(handler)
     flood = fill(peer)
@@ -799,7 +793,7 @@ def test_last_message_arrives_though_input_is_unread(loop, make_pair, then):
 
 @lesson(6)
 def test_last_message_arrives_behind_a_long_answer(loop, make_pair):
-    """Close() flushes all that is owed, while input still comes."""
+    """close() flushes all output, while input still arrives."""
     answer = b"x" * 3000000
 
     def last_answer(stream):
@@ -813,7 +807,6 @@ def test_last_message_arrives_behind_a_long_answer(loop, make_pair):
 
 @lesson(6)
 def test_closing_stream_waits_for_its_peer_until_a_deadline(loop, clock, pair, handler):
-    """There is a deadline ..."""
     stream, peer = pair
     stream.close()
     turn_until(loop, lambda: loop.turns > 5)
@@ -828,7 +821,6 @@ def test_closing_stream_waits_for_its_peer_until_a_deadline(loop, clock, pair, h
 
 @lesson(6)
 def test_closing_stream_discards_a_bounded_amount(loop, make_pair, monkeypatch):
-    """And a cap on what is thrown away."""
     monkeypatch.setattr(module, "LINGER_BYTES", 1000000)
     handler = Recorder()
     stream, peer = make_pair(handler)
@@ -858,7 +850,7 @@ def test_closing_stream_hands_on_no_input(loop, pair, handler):
 
 
 def test_close_with_nothing_more_expected_does_not_wait(loop, make_pair):
-    """`expect_more=False` saves it, once all is sent."""
+    """With `expect_more=False` the socket is closed once all is sent."""
     handler = Recorder()
     stream, peer = make_pair(handler)
     stream.write(b"bye")
@@ -873,7 +865,7 @@ def test_close_with_nothing_more_expected_does_not_wait(loop, make_pair):
 @pytest.mark.parametrize("expect_more", [False, True])
 @pytest.mark.skipif(not module.MORE_FOLLOWS, reason="needs MSG_MORE and tcp_info of Linux")
 def test_last_answer_and_the_end_share_a_segment(loop, make_pair, expect_more):
-    """One less to send, and one less to lose."""
+    """Linux puts the data and the FIN in one segment if the send says that more follows."""
 
     def segments_in():
         info = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144)
@@ -901,7 +893,7 @@ def test_close_with_nothing_more_expected_sends_all_output(loop, make_pair):
 
 @lesson(6)
 def test_close_waits_for_the_peer_when_input_is_left(loop, make_pair):
-    """Input that the handler did not take is a sign of more."""
+    """Input that the handler left may mean that more is coming."""
     def last_words(stream):
         stream.write(b"bye")
         stream.close(expect_more=False)
@@ -913,7 +905,7 @@ def test_close_waits_for_the_peer_when_input_is_left(loop, make_pair):
 
 @lesson(7)
 def test_error_sent_by_the_peer_is_read_when_a_send_fails(loop, make_pair):
-    """It closed with our input unread, so the send fails; its ERR was there before."""
+    """The peer closed with our data unread, so the send fails, but its ERR arrived before."""
     handler = Recorder()
     stream, peer = make_pair(handler)
     stream.write(b"upload")
@@ -933,7 +925,6 @@ def test_error_sent_by_the_peer_is_read_when_a_send_fails(loop, make_pair):
 
 @lesson(7)
 def test_error_sent_by_the_peer_is_read_when_a_flush_fails(loop, make_pair):
-    """The same in the midst of a long upload."""
     handler = Recorder()
     stream, peer = make_pair(handler, buffers=SMALL)
     stream.write(b"x" * 1000000)
@@ -947,7 +938,7 @@ def test_error_sent_by_the_peer_is_read_when_a_flush_fails(loop, make_pair):
 
 @lesson(8)
 def test_stale_event_never_reaches_the_new_owner_of_a_file_number(loop, connected_sockets):
-    """Both are readable in one turn; the first closes the other, and a new one takes its number."""
+    """Both are readable in one turn; the first closes the other, and a new one gets its file number."""
     new_handler = Recorder()
     streams, new = [], []
 
@@ -1020,7 +1011,7 @@ def test_stream_closed_by_its_own_handler_is_left_alone(loop, make_pair, way, th
 
 @lesson(9)
 def test_socket_is_unregistered_before_it_is_closed(loop, pair, monkeypatch):
-    """Its number would be -1 then, and a forked copy would be watched for ever."""
+    """After the close its number would be -1, and a copy in a forked process would stay watched."""
     stream, peer = pair
     numbers = []
     plain = loop.poller.selector.unregister
@@ -1050,7 +1041,7 @@ def test_reset_is_reported(loop, pair, handler):
 @lesson(10)
 @pytest.mark.parametrize("owed", [0, 1000000])
 def test_reset_of_a_paused_connection_does_not_spin(loop, make_pair, owed):
-    """HUP and ERR come whatever is watched, unless nothing is registered. It is told after the pause."""
+    """HUP and ERR are reported for every registered file. The reset is reported after the pause."""
     handler = Recorder(lambda stream: stream.pause())
     stream, peer = make_pair(handler, buffers=SMALL)
     peer.send(b"x")
@@ -1069,7 +1060,7 @@ def test_reset_of_a_paused_connection_does_not_spin(loop, make_pair, owed):
 @lesson(19)
 @lesson(10)
 def test_reset_of_a_connection_with_a_full_output_does_not_spin(loop, make_pair):
-    """It is not read while it is over its mark."""
+    """It is not read while its output is over the high mark."""
     handler = Recorder()
     stream, peer = make_pair(handler, buffers=SMALL)
     stream.write(b"x" * (loop.output_high * 2))

@@ -1,4 +1,4 @@
-"""What a linter would hold, over the syntax trees of all files: names, docstrings and the length of lines."""
+"""What a linter would check, on the syntax trees of all files: names, docstrings, line length."""
 
 import ast
 import collections
@@ -32,7 +32,7 @@ def tree_of(path):
 
 
 def names_used(tree):
-    """Every name that is read or asked for in a tree: as a variable, an attribute, a fixture or a text."""
+    """Every name that a tree uses: as a variable, an attribute, an argument, an import or a text."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Store):
             yield node.id
@@ -72,7 +72,7 @@ def test_every_import_is_used(path):
 
 
 def body_of(function):
-    """The nodes of a function, without those of the classes in it, whose names are attributes."""
+    """The nodes of a function, without those of classes in it, whose names are attributes."""
     nodes = [function]
     for node in nodes:
         nodes += [child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.ClassDef)]
