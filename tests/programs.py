@@ -24,6 +24,19 @@ SECONDS = SLOW_SECONDS  # after which a process is killed because it hangs
 SHARED_SECONDS = 1800  # the same for a server that all tests of a file use
 SESSION_TIMEOUT = 600  # seconds: a busy machine ends no session, unless a test is about that
 CLIENT_ID = "123e4567-e89b-12d3-a456-426614174000"
+# A NEW of 5 numbers with CLIENT_ID, in TEST_MODE.
+TRANSCRIPT_1 = """\
+Sending message: 'INIT,123e4567-e89b-12d3-a456-426614174000,5,5;'
+Received: ACK;
+Requesting numbers
+Sending message: 'RECV,0;'
+Received: NUM,6:41:81:68:68;
+Sending message: 'FIN;'
+Received: FAC,f90b20dae8c9b7d7be2a5fb7cc856e8b;
+Closing the connection
+The SUM of numbers is: 264
+Checksum (f90b20dae8c9b7d7be2a5fb7cc856e8b) is valid!
+"""
 
 Ended = collections.namedtuple("Ended", ["status", "out", "err"])
 

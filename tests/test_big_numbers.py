@@ -13,6 +13,7 @@ from builds import ROOT, scripts
 from helpers import WAIT_SECONDS
 from numseq import loop as loop_module
 from numseq.loop import WAIT_LIMIT
+from programs import CLIENT_ID, TRANSCRIPT_1
 
 DAY = 86400.0  # seconds
 LONGEST_WAIT = (2 ** 31 - 1) / 1000  # seconds: what poll takes, in milliseconds and 32 bits; 24.8 days
@@ -158,7 +159,7 @@ def test_server_runs_with_the_longest_and_the_shortest_timeouts(seconds, which, 
         port = int(process.stdout.readline().rsplit(b":", 1)[1])
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS) as connection:
-                connection.sendall(b"CONT,%s;" % builds.SMALL_ID.encode("ascii"))
+                connection.sendall(b"CONT,%s;" % CLIENT_ID.encode("ascii"))
                 assert connection.recv(4) == b"ERR,"
         except ConnectionError:
             assert float(seconds) < 1, "it was reset before its time"
@@ -173,7 +174,7 @@ def test_server_runs_with_the_longest_and_the_shortest_timeouts(seconds, which, 
 def test_client_runs_with_a_timeout_of_31_years(tmp_path):
     build = scripts(sys.executable, ROOT, environment={"PYTHONDONTWRITEBYTECODE": "1"})
     with builds.serving(build, str(tmp_path), TEST_MODE="1") as port:
-        new = ["NEW", 5, port, "--client_id", builds.SMALL_ID, "--timeout", HUGE, "--state",
+        new = ["NEW", 5, port, "--client_id", CLIENT_ID, "--timeout", HUGE, "--state",
                os.devnull + "/none"]
         status, out, err = build.run("client", new, str(tmp_path))
-    assert (status, out) == (0, builds.TRANSCRIPT)
+    assert (status, out) == (0, TRANSCRIPT_1)

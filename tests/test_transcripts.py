@@ -11,7 +11,7 @@ import uuid
 import zipfile
 
 import pytest
-from programs import CLIENT_ID, HOST, ROOT, module, numbers_of, script
+from programs import CLIENT_ID, HOST, ROOT, TRANSCRIPT_1, module, numbers_of, script
 
 from helpers import turn_until
 from numseq import demo
@@ -54,18 +54,6 @@ def transcript(n, batch=5, client_id=CLIENT_ID, skipped=None):
 # ---- the transcripts
 
 
-TRANSCRIPT_1 = """\
-Sending message: 'INIT,123e4567-e89b-12d3-a456-426614174000,5,5;'
-Received: ACK;
-Requesting numbers
-Sending message: 'RECV,0;'
-Received: NUM,6:41:81:68:68;
-Sending message: 'FIN;'
-Received: FAC,f90b20dae8c9b7d7be2a5fb7cc856e8b;
-Closing the connection
-The SUM of numbers is: 264
-Checksum (f90b20dae8c9b7d7be2a5fb7cc856e8b) is valid!
-"""
 TRANSCRIPT_2 = """\
 Sending message: 'INIT,123e4567-e89b-12d3-a456-426614174000,5,5;'
 Received: ERR,123e4567-e89b-12d3-a456-426614174000 already exist;
