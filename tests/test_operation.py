@@ -500,6 +500,7 @@ def knows_file_store():
     return b"file:PATH" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not knows_file_store(), reason="there is no store that outlives a server yet")
 def test_restarts_behind_an_activated_socket_lose_no_sequence(supervised, programs,
                                                                                 tmp_path):
