@@ -23,7 +23,7 @@ setup(
     packages=["numseq"],
     entry_points={
         "console_scripts": [
-            "numseq-server = numseq.server:main",
+            "numseq-server = numseq.__main__:server",
             "numseq-client = numseq.client:main",
         ]
     },

@@ -13,6 +13,8 @@ if __name__ == "__main__" and not __package__:
 import os
 import sys
 
+from . import early
+
 USAGE = """usage: %(prog)s                       show a fetch whose connection is cut, in one process
        %(prog)s server PORT [...]     run the server
        %(prog)s client COMMAND [...]  run the client"""
@@ -30,6 +32,7 @@ def main(arguments=None):
         return run(program)
     command, rest = arguments[0], arguments[1:]
     if command == "server":
+        early.handle_signals()
         from .server import main as run
     elif command == "client":
         from .client import main as run
@@ -46,6 +49,14 @@ def main(arguments=None):
                          % (program, command, program))
         return 2
     return run(rest, "%s %s" % (program, command))
+
+
+def server():
+    """The command numseq-server; returns the exit status."""
+    early.handle_signals()
+    from .server import main as run
+
+    return run()
 
 
 if __name__ == "__main__":

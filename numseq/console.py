@@ -4,30 +4,42 @@ A stalled terminal, or a pipe that nobody reads, would stop the loop in a plain 
 """
 
 import os
+import select
+import socket
 import stat
 
 from .loop import WRITE
 
 WAITING_MOST = 64 * 1024  # bytes of lines waiting to be written; lines beyond are dropped and counted
 WRITE_MOST = 16 * 1024  # bytes of one write, so that a slow serial line does not hold up the loop
+PIPE_PIECE = getattr(select, "PIPE_BUF", 512)  # bytes that a pipe takes without blocking once it is ready
+TERMINAL_PIECE = 1  # bytes that a terminal does, which is ready as soon as there is room for one
+PIECES_MOST = 256  # of such pieces in one write
+MISSING = b"%d lines are missing here: nobody read them in time\n"
 
 
 class Console:
-    """Writes lines to a file (its number; None for nowhere): each line whole, in order, or not at all."""
+    """Writes lines to a file (its number; None for nowhere): each line whole, in order, or not at all.
+
+    Other processes may have the file open too, so nothing of it is changed. Lines that nobody reads in time,
+    or that
+    cannot be written, are dropped and counted; once the file takes some again, a line there says how many.
+    """
 
     def __init__(self, loop, file):
         self.loop = loop
         self.interest = 0
-        self.dropped = 0  # dropped lines not yet reported
+        self.dropped = 0  # dropped lines not yet reported in the file
+        self.dropped_ever = 0
         self._waiting = bytearray()
         self._torn = False  # whether the last line in the file lacks its end
+        self._failed = False  # whether the dropped lines come before those that wait
         # False once the selector has refused the file: a disk or a null device is always ready
         self._pollable = True
-        self._restore = None  # the number of a file to be made blocking again
-        self._reopened = None  # the number of a file to be closed
         self._file = file
+        self._close = None
         if file is not None:
-            self._unblock(file)
+            self._file, self._write_some, self._close = writer(file)
 
     def fileno(self):
         return self._file
@@ -38,7 +50,7 @@ class Console:
             return
         data = plain(text).encode("ascii") + b"\n"
         if len(self._waiting) + len(data) > WAITING_MOST:
-            self.dropped += 1
+            self._drop(1)
             return
         self._waiting += data
         self.loop.attention[self] = None  # so that the lines of a turn go out in one write
@@ -51,43 +63,55 @@ class Console:
         return not self.interest and self._write()
 
     def on_events(self, mask):
+        before = len(self._waiting)
         self._write()
+        if self.interest and len(self._waiting) == before:  # it takes nothing, though it is ready
+            self.loop.rest(self)
 
     def abort(self, error=None):
-        """Gives up: nobody reads the file any more."""
+        """Drops what waits: it cannot be written now. Lines that come later are tried again."""
+        if self._file is not None:
+            self._drop(self._waiting.count(b"\n"))
+            self._waiting = bytearray()
+            self._failed = self.dropped > 0
+            self.loop.watch(self, 0)
+
+    def close(self):
+        """Writes what the file takes at once."""
+        for _ in range(WAITING_MOST // WRITE_MOST + 1):
+            if self._file is not None and (self._waiting or self.dropped):
+                self._write()
         if self._file is not None:
             self.loop.watch(self, 0)
             self._file = None
             self._waiting = bytearray()
+            self._close()
 
-    def close(self):
-        """Writes what the file takes at once, and leaves the file as it was found."""
-        for _ in range(WAITING_MOST // WRITE_MOST + 1):
-            if self._file is not None and (self._waiting or self.dropped):
-                self._write()
-        self.abort()
-        if self._restore is not None:
-            try:
-                os.set_blocking(self._restore, True)
-            except OSError:
-                pass
-        if self._reopened is not None:
-            os.close(self._reopened)
-            self._reopened = None
+    def _drop(self, count):
+        self.dropped += count
+        self.dropped_ever += count
 
     def _write(self):
-        """Writes what the file takes; returns whether to write the rest next turn, without a poll."""
+        """Writes what the file takes.
+
+        Returns whether the rest is due next turn, without waiting for the file.
+        """
+        notice = b""
+        if self._failed:  # what was dropped is told in its place
+            notice = (b"\n" if self._torn else b"") + MISSING % self.dropped
         try:
-            with memoryview(self._waiting) as view, view[:WRITE_MOST] as head:
-                written = os.write(self._file, head) if head else 0
+            with memoryview(notice or self._waiting) as view, view[:WRITE_MOST] as head:
+                written = self._write_some(head) if head else 0
         except (BlockingIOError, InterruptedError):
             written = 0
+        # the reader has gone, or the disk is full; another reader may come, or the disk be cleared
         except OSError:
-            self.dropped += self._waiting.count(b"\n")
-            self._waiting = bytearray(b"\n" if self._torn else b"")
-            if not self._regular:  # the reader has gone; a disk may be less full later
-                self.abort()
+            self.abort()
             return False
+        if notice and written:
+            self._waiting[:0] = notice
+            self._failed = False
+            self.dropped = 0
         if written:
             self._torn = self._waiting[written - 1:written] != b"\n"
             del self._waiting[:written]
@@ -96,29 +120,57 @@ class Console:
                 self.loop.watch(self, WRITE if self._waiting else 0)
             except PermissionError:  # epoll refuses a disk and a null device
                 self._pollable = False
-        if self.dropped and not self._waiting:
-            dropped, self.dropped = self.dropped, 0
-            self.line("%d lines are missing here: nobody read them in time" % dropped)
+        if self.dropped and not self._waiting and not self._failed:
+            self._waiting += MISSING % self.dropped
+            self.dropped = 0
+            self.loop.attention[self] = None
         return bool(self._waiting) and not self._pollable
 
-    def _unblock(self, file):
-        """Makes writes to the file return at once, without changing it for others who have it open."""
-        mode = os.fstat(file).st_mode
-        self._regular = stat.S_ISREG(mode)
-        if self._regular:
-            return  # a disk never blocks for long, and cannot be watched
-        # Non-blocking is a property of the open file, which other processes share (a shell and its terminal):
-        # so open it once more.
-        if stat.S_ISFIFO(mode) or os.isatty(file):
+
+def writer(file):
+    """(number to watch, write(data), close()) for a file's number, whose writes never block and change
+    nothing of it.
+
+    Non-blocking is a property of the open file, which other processes share (a shell and its terminal), and
+    which
+    would stay after a kill. So the file is opened once more, or, where that is not possible, asked before
+    each write.
+    write() returns how many bytes were taken; raises OSError, BlockingIOError for none.
+    """
+    mode = os.fstat(file).st_mode
+    if stat.S_ISREG(mode) or not os.get_blocking(file):  # a disk never blocks for long
+        return file, lambda data: os.write(file, data), nothing
+    if stat.S_ISSOCK(mode):
+        # A file of a socket cannot be opened again, but each of its sends may ask not to wait.
+        connection = socket.fromfd(file, socket.AF_UNIX, socket.SOCK_STREAM)
+        return connection.fileno(), lambda data: connection.send(data, socket.MSG_DONTWAIT), connection.close
+    terminal = os.isatty(file)
+    if terminal or stat.S_ISFIFO(mode):
+        for path in ["/proc/self/fd/%d" % file] + ([os.ttyname(file)] if terminal else []):
             try:
-                self._file = self._reopened = os.open("/proc/self/fd/%d" % file,
-                                                      os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-                return
-            except OSError:  # no /proc, or not ours to open
-                pass
-        if os.get_blocking(file):
-            os.set_blocking(file, False)
-            self._restore = file
+                again = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            except OSError:  # no /proc, not ours to open, or no reader now
+                continue
+            return again, lambda data: os.write(again, data), lambda: os.close(again)
+    piece = TERMINAL_PIECE if terminal else PIPE_PIECE
+    return file, lambda data: write_cautiously(file, data, piece), nothing
+
+
+def write_cautiously(file, data, piece):
+    """Writes to a blocking file in pieces, each once the file is ready for it.
+
+    Returns how many bytes were taken.
+    """
+    written = 0
+    while written < min(len(data), piece * PIECES_MOST) and select.select([], [file], [], 0)[1]:
+        written += os.write(file, data[written:written + piece])
+    if not written:
+        raise BlockingIOError()
+    return written
+
+
+def nothing():
+    """Gives nothing back."""
 
 
 def plain(text):
@@ -128,12 +180,16 @@ def plain(text):
 
 
 def open_standard_streams():
-    """Opens the null device for each closed standard stream, or the next socket would take its number."""
+    """Opens something for each closed standard stream, or the next socket would take its number."""
     for file in range(3):
         try:
             os.fstat(file)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is `file`
+            try:
+                os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is `file`
+            except OSError:  # no /dev: the end of a pipe that nobody writes to
+                reading, writing = os.pipe()
+                os.close(writing)
 
 
 def file_of(stream):

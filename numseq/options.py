@@ -70,3 +70,11 @@ def client_id(text):
 
 port = number(0, PORT_MOST)
 server_port = number(1, PORT_MOST)
+
+
+def endpoint(text):
+    """An argument type: HOST:PORT or [ADDRESS]:PORT, as (host, port)."""
+    host, colon, number = text.rpartition(":")
+    if not colon or not host or (":" in host and not (host[0] == "[" and host[-1] == "]")):
+        raise argparse.ArgumentTypeError("%a is not HOST:PORT or [ADDRESS]:PORT" % text)
+    return host, port(number)

@@ -29,15 +29,15 @@ _OVER = bytes(range(202, 256))
 _text = digits.writer(b"", b", ", b"")
 
 
-def _seeds():
-    while True:
+_seeds = []  # made, and not given out yet
+
+
+def unpredictable_seed():
+    """A seed (bytes) that nobody can guess. Raises OSError where the system has no random bytes now."""
+    if not _seeds:
         pool = os.urandom(SEED_BYTES * SEEDS_POOLED)
-        for first in range(0, len(pool), SEED_BYTES):
-            yield pool[first:first + SEED_BYTES]
-
-
-# unpredictable_seed() is a seed (bytes) that nobody can guess.
-unpredictable_seed = _seeds().__next__
+        _seeds.extend(pool[first:first + SEED_BYTES] for first in range(0, len(pool), SEED_BYTES))
+    return _seeds.pop()
 
 
 def draw(seed, first, last):

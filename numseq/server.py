@@ -4,34 +4,59 @@
     python numseq/server.py 5000
 """
 
-# run as a file: let the package be found, and run it from there
-if __name__ == "__main__" and not __package__:
+if __name__ == "__main__":  # signals first: see early.py
     import os
     import sys
 
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    if not __package__:  # run as a file: let the package be found, through symbolic links too
+        sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    from numseq import early
+
+    early.handle_signals()
     from numseq.server import main
 
     sys.exit(main())
 
 import os
 import signal
+import socket
 import sys
 import types
 
-from . import console, protocol, sequence
+from . import console, early, process, protocol, sequence
+from .budget import Budget
 from .checksums import Checksums
 from .loop import OUTPUT_HIGH, READ_SIZE, Loop
-from .session import Farewell, Session
-from .store import CLIENTS_MOST, RETENTION, Requests
+from .metrics import Exporter, Figures, families, summary
+from .session import ENDINGS, ERRORS, LAST_WORD, Farewell, Session
+from .store import ANSWERED, CLIENTS_MOST, EXISTS, FAILED, FULL, MISSING, RETENTION, Requests
 from .store_memory import MemoryStore
-from .stream import PORT_MOST, listen
+from .stream import LINGER_SECONDS, PORT_MOST, Listener, close_file, listen
+from .supervisor import BadActivation, Supervisor, listening_sockets
 
 SESSION_TIMEOUT = 1.0  # seconds a connection lives from its accept
 CONNECTIONS_MOST = 16384  # at once, where the limit of open files allows it: 1,500 bytes each, 25 MB
 MESSAGES_MOST = 1024  # requests of a connection answered per turn: 2 ms at the slowest
-FILES_RESERVED = 16  # standard streams, selector, signals, listeners, and some to spare
-FAREWELLS_MOST = 32  # connections above the limit that are being told so; more are closed without a word
+# beside those open at the start: selector, signals, listeners and their spares, figures, the store
+FILES_RESERVED = 24
+FEW_CONNECTIONS = 1024  # where the limit of open files allows less than this, it is said at the start
+# connections that linger without a place: above the limit and told so, or finished; more are closed
+FAREWELLS_MOST = 32
+DRAIN_SECONDS = 1.0  # in which those who had connected before a signal are accepted
+# the soft limit is raised to this; 40 inherited
+WANTED_FILES = CONNECTIONS_MOST + FAREWELLS_MOST + FILES_RESERVED + 40
+MAPPED = b"\0" * 10 + b"\xff\xff"  # how IPv4 addresses begin that came to an IPv6 socket
+COMPLAINTS_MOST = 64  # texts whose repetition is held back
+COMPLAINT_SECONDS = 60.0  # before the same complaint is written again
+RELEASE_AGAIN_SECONDS = 1.0  # after a release for which there was no memory
+# how long a failure of the store makes the server unhealthy, unless an answer comes
+STORE_TROUBLE_SECONDS = 10.0
+
+# Why a connection was refused.
+OVER_LIMIT, OVER_ADDRESS_LIMIT, NO_FILES, NO_MEMORY, UNWATCHED = (
+    "limit", "limit_of_its_address", "no_files", "no_memory", "not_watched")
+REFUSAL_REASONS = OVER_LIMIT, OVER_ADDRESS_LIMIT, NO_FILES, NO_MEMORY, UNWATCHED
+
 # bytes of numbers kept for connections, one byte each; beyond, the oldest are dropped
 DRAWN_MOST = 32 * 1024 * 1024
 
@@ -39,39 +64,73 @@ DRAWN_MOST = 32 * 1024 * 1024
 class Server:
     """Accepts connections on the loop, and gives each a Session.
 
-    tell(text), if given, gets a line for each event of a connection.
+    tell(text), if given, gets a line for each event of a connection; complain(text) one for what an operator
+    has to
+    know, at most once in COMPLAINT_SECONDS for the same text.
     """
 
     def __init__(self, loop, store, tell=None, session_timeout=SESSION_TIMEOUT, connections_most=None,
-                 messages_most=MESSAGES_MOST, test_mode=False):
+                 messages_most=MESSAGES_MOST, test_mode=False, connections_per_address=None, complain=None):
         self.loop = loop
         self.store = store
-        self.requests = Requests(loop, store, self._store_answered)
+        self.requests = Requests(loop, store, self._store_answered, self._store_observed)
         self.tell = tell
         self.session_timeout = session_timeout
         self.connections_most = connections_most or connections_limit(loop)
         self.messages_most = messages_most
         self.sessions = set()
         self.farewells = set()
+        self.figures = Figures(REFUSAL_REASONS, ENDINGS, ERRORS, (ANSWERED, EXISTS, MISSING, FULL, FAILED))
+        self.budget = Budget(loop)
+        self.checksums = Checksums(loop, self.budget)
+        self.draining = False
         self._listeners = []
         self._test_mode = test_mode
-        self.checksums = Checksums(loop)
         self._drawn = {}  # from session to bytes of its numbers, in the order in which they were drawn
         self._drawn_bytes = 0
+        self._per_address_most = connections_per_address
+        self._addresses = {}  # from session to its peer's address, where that is needed
+        self._per_address = {}  # from the key of an address to how many sessions it has
+        self._complain = complain
+        self._complained = {}  # from text to when it was written; as many as there are kinds of errors
+        self._store_failed = None  # when the store failed last, unless it has answered since
+
+    # ---- listening
 
     def listen(self, host, port):
         """Listens on every address of host (text, ASCII) and port; returns the addresses. Raises OSError."""
-        self._listeners = listen(self.loop, host, port, self._accepted)
-        return [listener.address for listener in self._listeners]
+        return self._listen_on(listen(self.loop, host, port, self._accepted, self._left_out))
+
+    def listen_on(self, sockets):
+        """Accepts from sockets that listen already; returns their addresses."""
+        return self._listen_on([Listener(self.loop, each, self._accepted) for each in sockets])
+
+    def _listen_on(self, listeners):
+        self._listeners = listeners
+        for listener in listeners:
+            listener.troubled = self._troubled
+            listener.refused = self._no_files
+        return [listener.address for listener in listeners]
+
+    def _left_out(self, address, error):
+        self.complain("not listening on %s: %s" % (endpoint(address), error.strerror))
 
     def drain(self):
-        """Stops accepting, lets the sessions end within their time, and then stops the loop.
+        """Accepts those who have connected, then no more; lets the sessions end within their time; stops the
+        loop.
 
         Called again, it stops the loop at once.
         """
-        if not self._listeners:
+        if self.draining:
             self.loop.stop()
-        self._close_listeners()
+            return
+        self.draining = True
+        for listener in self._listeners:
+            listener.finish()
+        if any(listener.is_open for listener in self._listeners):
+            self.loop.call_later(DRAIN_SECONDS, self._close_listeners)
+        # Whatever goes wrong meanwhile, the end comes.
+        self.loop.call_later(DRAIN_SECONDS + self.session_timeout + LINGER_SECONDS, self.loop.stop)
         self.stop_if_drained()
 
     def close(self):
@@ -83,30 +142,136 @@ class Server:
 
     def stop_if_drained(self):
         """Stops the loop if the server accepts no more and nothing is left to finish."""
-        if not (self._listeners or self.sessions or self.farewells or self.requests.in_flight):
-            self.loop.stop()
+        if self.draining and not (self.sessions or self.farewells or self.requests.in_flight):
+            if not any(listener.is_open for listener in self._listeners):
+                self.loop.stop()
 
     def _close_listeners(self):
         for listener in self._listeners:
             listener.close()
-        self._listeners = []
+        if self.draining:
+            self.stop_if_drained()
+
+    # ---- accepting
 
     def _accepted(self, connection):
-        try:
-            if len(self.sessions) < self.connections_most:
-                self.sessions.add(Session(self, connection))
-            elif len(self.farewells) < FAREWELLS_MOST:
-                Farewell(self, connection)
-            else:
+        self.figures.accepted += 1
+        address = None
+        if self.tell or self._per_address_most:
+            try:
+                address = connection.getpeername()
+            except OSError:  # reset already
                 connection.close()
-        except OSError as error:  # the selector cannot watch it
-            connection.close()
-            if self.tell:
-                self.tell("connection refused: %s" % error)
+                return
+        if len(self.sessions) >= self.connections_most:
+            self._refuse(connection, OVER_LIMIT, address)
+        elif self._per_address_most and self._per_address.get(address_key(address),
+                                                              0) >= self._per_address_most:
+            self._refuse(connection, OVER_ADDRESS_LIMIT, address)
+        else:
+            try:
+                session = Session(self, connection)
+            except OSError as error:  # the selector cannot watch it
+                self._refuse(connection, UNWATCHED, address, error)
+                return
+            except MemoryError:
+                self.figures.refused[NO_MEMORY] += 1
+                raise
+            try:
+                self.sessions.add(session)
+                if address is not None:
+                    self._remember(session, address)
+            except MemoryError:
+                session.stream.abort()
+                raise
+
+    def _remember(self, session, address):
+        self._addresses[session] = address
+        if self._per_address_most:
+            key = address_key(address)
+            self._per_address[key] = self._per_address.get(key, 0) + 1
+
+    def _refuse(self, connection, reason, address, error=None):
+        self.figures.refused[reason] += 1
+        if self.tell:
+            self.tell("%s -: refused: %s" % (endpoint(address), error or reason.replace("_", " ")))
+        if error is None and len(self.farewells) < FAREWELLS_MOST:
+            try:
+                Farewell(self, connection)
+                return
+            except OSError:  # it cannot be watched either
+                pass
+        close_file(connection)
+
+    def _no_files(self, connection):
+        """The last word to a connection for which there is no file left."""
+        self.figures.accepted += 1
+        self.figures.refused[NO_FILES] += 1
+        connection.send(LAST_WORD)
+
+    def _troubled(self, error):
+        self.complain("cannot accept connections for now: %s" % (error or type(error).__name__))
+
+    def complain(self, text):
+        """Writes a line for an operator, unless the same was written a short time ago. Never raises."""
+        try:
+            now = self.loop.now
+            if self._complain and now - self._complained.get(text, -COMPLAINT_SECONDS) >= COMPLAINT_SECONDS:
+                if len(self._complained) >= COMPLAINTS_MOST:
+                    self._complained.clear()
+                self._complained[text] = now
+                self._complain(text)
+        except MemoryError:  # it is told another time
+            pass
+
+    def report(self, error):
+        """Counts and tells an exception that nobody expected. Never raises."""
+        self.figures.internal_errors += 1
+        if isinstance(error, MemoryError):
+            self.complain("out of memory: connections are dropped")
+        elif isinstance(error, OSError):
+            self.complain("the system refuses: %s" % error)
+        else:
+            self.complain("internal error: %r" % error)
+
+    # ---- how it is doing
+
+    def status(self):
+        """How it is doing, in a line (text)."""
+        kept = self._sequences()
+        return "%s%d connections of at most %d%s" % (
+            "ending; " if self.draining else "", len(self.sessions), self.connections_most,
+            "" if kept is None else ", %d sequences" % kept)
+
+    def trouble(self):
+        """Why clients should go elsewhere now (text), or None."""
+        if self.draining:
+            return "ending"
+        if self._store_failed is not None and self.loop.now - self._store_failed < STORE_TROUBLE_SECONDS:
+            return "the store does not answer"
+        return None
+
+    def _sequences(self):
+        try:
+            return len(self.store)
+        except TypeError:  # a store that others share does not know
+            return None
+
+    def families(self, dropped):
+        """Its figures, for metrics.render and metrics.summary; dropped is how many lines of output were."""
+        return families(self.figures, self.loop, len(self.sessions) + len(self.farewells), self._sequences(),
+                        dropped)
+
+    # ---- the store's answers
 
     def _store_answered(self):
-        if not self._listeners:
+        if self.draining:
             self.stop_if_drained()
+
+    def _store_observed(self, outcome, seconds):
+        self.figures.store_requests[outcome] += 1
+        self.figures.store_times.add(seconds)
+        self._store_failed = self.loop.now if outcome is FAILED else None
 
     # ---- for sessions
 
@@ -126,33 +291,77 @@ class Server:
     def opened(self, session):
         """A session has its sequence open."""
         if self.tell:
-            self.tell("%s: open" % session)
+            self.tell("%s %s: open" % (endpoint(self._addresses.get(session)), session))
 
-    def ended(self, session, error):
+    def finished(self, session):
+        """A session has its checksum: frees its place at once. Returns whether its connection may linger."""
+        self.farewells.add(session)
+        self.ended(session)
+        return len(self.farewells) <= FAREWELLS_MOST
+
+    def left(self, farewell):
+        """A connection has closed that had no place any more."""
+        self.farewells.discard(farewell)
+        if self.draining:
+            self.stop_if_drained()
+
+    def ended(self, session):
         """A session's connection is over: frees its place, and releases its record."""
         self.sessions.discard(session)
         self._drawn_bytes -= self._drawn.pop(session, 0)
-        if self.tell:
-            self.tell("%s: %s" % (session, error or "closed"))
+        self.figures.ended[session.phase] += 1
+        address = self._addresses.pop(session, None)
+        if address is not None and self._per_address_most:
+            key = address_key(address)
+            self._per_address[key] -= 1
+            if not self._per_address[key]:
+                del self._per_address[key]
         if session.record is not None:
-            self.requests.release(session.client_id)
-        elif not self._listeners:
+            self._release(session.client_id)
+        elif self.draining:
             self.stop_if_drained()
+        if self.tell:
+            self.tell("%s %s: %s" % (endpoint(address), session, session.phase))
+
+    def _release(self, client_id):
+        try:
+            self.requests.release(client_id)
+        except MemoryError:  # later: a record that is never released is never forgotten
+            self.loop.call_later(RELEASE_AGAIN_SECONDS, lambda: self._release(client_id))
+
+
+def address_key(address):
+    """What a limit per address counts by: an IPv4 address, or the first 64 bits of an IPv6 one, which one
+    host has."""
+    host = address[0].partition("%")[0]
+    if ":" not in host:
+        return host
+    data = socket.inet_pton(socket.AF_INET6, host)
+    return data if data.startswith(MAPPED) else data[:8]
 
 
 def endpoint(address):
-    """A socket's address as text: 127.0.0.1:5000 or [::1]:5000."""
+    """A socket's address as text: 127.0.0.1:5000, [::1]:5000 or [fe80::1%eth0]:5000; "-" for None."""
+    if address is None:
+        return "-"
     host, port = address[:2]
+    if len(address) == 4 and address[3] and "%" not in host:
+        host += "%" + interface(address[3])
     return ("[%s]:%d" if ":" in host else "%s:%d") % (host, port)
+
+
+def interface(number):
+    """The name of a network interface, or its number (text)."""
+    try:
+        return socket.if_indextoname(number)
+    except (OSError, AttributeError):  # gone, or a build without it
+        return str(number)
 
 
 def connections_limit(loop):
     """How many connections the limit of open files allows at once, beside the other files."""
-    try:
-        files = os.sysconf("SC_OPEN_MAX")
-    except (ValueError, OSError):
-        files = -1
-    files = min(files if files > 0 else CONNECTIONS_MOST, loop.poller.file_limit or CONNECTIONS_MOST)
+    files = process.files_most() or WANTED_FILES
+    files = min(files, loop.poller.file_limit or files) - process.files_open()
     return max(1, min(files - FILES_RESERVED - FAREWELLS_MOST, CONNECTIONS_MOST))
 
 
@@ -166,6 +375,8 @@ DEFAULTS = {
     "session_timeout": SESSION_TIMEOUT,
     "retention": RETENTION,
     "connections": None,
+    "connections_per_address": None,
+    "metrics": None,
     "clients": CLIENTS_MOST,
     "unsent": OUTPUT_HIGH,
     "turn_bytes": READ_SIZE,
@@ -206,6 +417,8 @@ def parse_arguments(arguments, program):
         help="how long a sequence is kept after its last connection (%(default)s)")
     add("--connections", type=count, metavar="N",
         help="connections at once (from the limit of open files, at most %d)" % CONNECTIONS_MOST)
+    add("--connections-per-address", type=count, metavar="N",
+        help="of these from one address, or one IPv6 /64 (any)")
     add("--clients", type=count, metavar="N", help="sequences kept at once (%(default)s)")
     add("--unsent", type=size, metavar="BYTES",
         help="unsent output of a connection above which it is not read (%(default)s)")
@@ -213,6 +426,8 @@ def parse_arguments(arguments, program):
         help="read from a connection before the next one's turn (%(default)s)")
     add("--turn-messages", type=count, metavar="N",
         help="requests of a connection answered before the next one's turn (%(default)s)")
+    add("--metrics", type=options.endpoint, metavar="HOST:PORT",
+        help="serve figures and health over HTTP here (nowhere)")
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true",
                           help="print only the line that says where it listens")
@@ -226,50 +441,97 @@ def parse_arguments(arguments, program):
     return parser.parse_args(arguments)
 
 
-def serve(settings, program):
+def serve(settings, program, environment=os.environ):
     """Runs the server until a signal; returns the exit status."""
+    process.raise_files_most(WANTED_FILES)
     loop = Loop()
     loop.read_size = settings.turn_bytes
     loop.output_high = settings.unsent
     lines = console.Console(loop, console.file_of(sys.stdout))
     complaints = console.Console(loop, console.file_of(sys.stderr))
-    loop.report = lambda error: complaints.line("%s: internal error: %r" % (program, error))
+
+    def complain(text):
+        complaints.line("%s: %s" % (program, text))
 
     def forgotten(client_id):
+        server.figures.purged += 1
         if not settings.quiet:
             lines.line("Purging client info for: " + client_id.decode("ascii"))
 
     store = MemoryStore(loop, forgotten, settings.retention, settings.clients)
+    test_mode = "TEST_MODE" in environment
     server = Server(loop, store, complaints.line if settings.verbose else None, settings.session_timeout,
-                    settings.connections, settings.turn_messages, "TEST_MODE" in os.environ)
+                    connections(settings, loop, complain), settings.turn_messages, test_mode,
+                    settings.connections_per_address, complain)
+    loop.report = server.report
+    if test_mode:
+        complain("TEST_MODE is set: whoever knows a client's id knows its numbers")
+        sequence.draw("", 0, 1)  # loads the module that this needs, now that there are files to open it with
+    supervisor = Supervisor(environment)
+    exporter = Exporter(loop, lambda: server.families(lines.dropped_ever + complaints.dropped_ever),
+                        server.trouble)
+    where = settings.host, settings.port
     try:
-        addresses = server.listen(settings.host, settings.port)
+        passed = listening_sockets(environment)
+        addresses = server.listen_on(passed) if passed else server.listen(settings.host, settings.port)
+        if settings.metrics:
+            where = settings.metrics
+            exporter.listen(*where)
+    except BadActivation as error:
+        complain(str(error))
+        status = 1
     except OSError as error:
-        complaints.line("%s: cannot listen on %s: %s"
-                        % (program, endpoint((settings.host, settings.port)), error))
+        complain("cannot listen on %s: %s" % (endpoint(where), error))
         status = 1
     else:
         lines.line("Listening on " + ", ".join(map(endpoint, addresses)))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.on_signal(number, server.drain)
+
+        def drain():
+            supervisor.stopping(server.status())
+            server.drain()
+
+        def tell_figures():
+            for line in summary(exporter.figures()):
+                complain(line)
+
+        for name in early.ENDING:
+            loop.on_signal(getattr(signal, name), drain)
+        if hasattr(signal, "SIGUSR1"):
+            loop.on_signal(signal.SIGUSR1, tell_figures)
+        supervisor.ready(loop, server.status)
         loop.run()
         status = 0
     server.close()
+    exporter.close()
+    supervisor.close()
     for output in (lines, complaints):
         output.close()
     loop.close()
     return status
 
 
+def connections(settings, loop, complain):
+    """How many connections there may be at once: what was asked for, as far as the limit of open files
+    allows it."""
+    limit = connections_limit(loop)
+    wanted = settings.connections or min(FEW_CONNECTIONS, CONNECTIONS_MOST)
+    if limit < wanted:
+        complain("the limit of open files, %s, leaves room for %d connections (ulimit -n)" % (
+            process.files_most(), limit))
+    return min(settings.connections or limit, limit)
+
+
 def main(arguments=None, program=None):
-    """The command line (a list of text; by default the process's own); returns the exit status."""
-    console.open_standard_streams()
+    """The command line (a list of text; by default the process's own); returns the exit status.
+
+    The process is the server's from here on: its signals too, and they are ignored when this returns.
+    """
+    early.handle_signals()
     try:
+        console.open_standard_streams()
         program = program or os.path.basename(sys.argv[0])
         return serve(read_arguments(sys.argv[1:] if arguments is None else arguments, program), program)
     except KeyboardInterrupt:  # before the loop has taken over
         return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    finally:
+        early.ignore_signals()

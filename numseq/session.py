@@ -11,7 +11,18 @@ NEW = "new"  # neither INIT nor CONT has come yet
 ASKED = "asked"  # the store was asked for the sequence
 OPEN = "open"  # the sequence is there
 FINISHING = "finishing"  # FIN has come, and its checksum is being made
-OVER = "over"  # the last reply is written
+# The last ones, which say how it ended.
+FINISHED = "finished"  # the checksum is written
+REFUSED = "refused"  # an ERR that ends the session is written
+TIME_IS_UP = "time is up"  # it was aborted at the end of its time
+CLOSED = "closed"  # the peer closed before its sequence was complete
+RESET = "reset"  # the peer reset the connection
+FAILED_INSIDE = "failed"  # the connection, or the server's own work for it, failed in another way
+ENDINGS = (FINISHED, REFUSED, TIME_IS_UP, CLOSED, RESET, FAILED_INSIDE)
+
+ID_SHOWN = 8  # characters of an id that are shown
+COSTLY = 65536  # bytes of requests times numbers of a batch: from 0.5 ms on, they wait for the turn's budget
+COSTLY_BATCH = 1024  # numbers of a single batch that count against it
 
 # What ERR says of a store's refusal.
 REFUSALS = {
@@ -20,6 +31,11 @@ REFUSALS = {
     FULL: protocol.TOO_MANY_CLIENTS,
     FAILED: protocol.STORE_FAILED,
 }
+
+
+# What ERR is counted as, besides the store's refusals.
+NO_SUCH_BATCH, MALFORMED, TOO_MANY_CONNECTIONS = "no_such_batch", "malformed", "too_many_connections"
+ERRORS = tuple(REFUSALS) + (NO_SUCH_BATCH, MALFORMED, TOO_MANY_CONNECTIONS)
 
 
 class Session:
@@ -33,36 +49,70 @@ class Session:
         self.client_id = None  # bytes, once it is known
         self.record = None  # the store's, while it is open here
         self._numbers = None  # Numbers, once they are asked for
-        self.stream = Stream(server.loop, connection, self)
         self._timer = server.loop.call_later(server.session_timeout, self._time_is_up)
+        try:
+            self.stream = Stream(server.loop, connection, self)
+        except BaseException:
+            server.loop.cancel(self._timer)
+            raise
 
     # ---- called by the stream
 
     def received(self, stream):
         """Answers the requests in the stream's input, as many as a turn may take."""
+        server = self.server
         if self.phase is OPEN:
-            answered = answer_receives(stream.input, self._draw(), self.record.batch, self._run_most)
+            data, batch = stream.input, self.record.batch
+            began = None
+            if len(data) * batch > COSTLY or (self._numbers is None and self.record.n > COSTLY_BATCH):
+                if not server.budget.is_left():
+                    stream.resume()
+                    return
+                began = server.loop.clock()
+            answered = answer_receives(data, self._draw(), batch, self._run_most)
             if answered is not None:
                 answers, taken = answered
                 stream.write(answers)
-                stream.input = stream.input[taken:]
+                stream.input = data[taken:]
                 if stream.input or stream.ended:
                     stream.resume()
+                count = data.count(b";", 0, taken)
+                figures = server.figures
+                figures.messages += count
+                figures.numbers += count * batch
+                figures.bytes += len(answers)
+            if began is not None:
+                server.budget.spend(began)
+            if answered is not None:
                 return
         try:
             self._answer_each(stream)
         except protocol.ProtocolError as error:
-            self._refuse(str(error))
+            self._refuse(str(error), MALFORMED)
 
     def closed(self, stream, error):
         self.server.loop.cancel(self._timer)
+        if self.phase is FINISHED:
+            self.server.left(self)
+            return
         if self.phase is FINISHING:
             self.server.checksums.drop(self)
-        self.phase = OVER
-        self.server.ended(self, error)
+        if self.phase not in ENDINGS:
+            if isinstance(error, (ConnectionResetError, BrokenPipeError)):
+                self.phase = RESET
+            else:
+                self.phase = CLOSED if error is None and stream.ended else FAILED_INSIDE
+        self.server.ended(self)
 
     def _time_is_up(self):
+        if self.phase not in ENDINGS:
+            self.phase = TIME_IS_UP
         self.stream.abort()
+
+    def write(self, reply):
+        """Sends a reply (bytes)."""
+        self.stream.write(reply)
+        self.server.figures.count(len(reply))
 
     # ---- requests
 
@@ -72,7 +122,7 @@ class Session:
         position = count = 0
         try:
             while position < len(data):
-                if count == self.server.messages_most or stream.room() < 0:
+                if count == self.server.messages_most or stream.room() < 0 or self._has_to_wait():
                     stream.resume()
                     return
                 end = protocol.find_end(data, position, protocol.LONGEST_REQUEST)
@@ -98,8 +148,18 @@ class Session:
         client_id, n, batch = argument
         self.client_id = client_id
         self.phase = ASKED
-        self.server.requests.create(client_id, Record(self.server.seed(client_id), n, batch), self._opened)
+        try:
+            seed = self.server.seed(client_id)
+        except OSError:  # the system has no random bytes now
+            self._opened(None, FAILED)
+            return
+        self.server.requests.create(client_id, Record(seed, n, batch), self._created)
         self._wait_for_store()
+
+    def _created(self, record, refusal):
+        if record is not None:
+            self.server.figures.created += 1
+        self._opened(record, refusal)
 
     def _cont(self, client_id):
         self.client_id = client_id
@@ -113,15 +173,15 @@ class Session:
 
     def _opened(self, record, refusal):
         """The store's reply: at once, later, or after the client has gone."""
-        if self.phase is OVER:
+        if self.phase is not ASKED:  # the client has gone
             if record is not None:
                 self.server.requests.release(self.client_id)
         elif record is None:
-            self._refuse(REFUSALS[refusal].format(self.client_id.decode("ascii")))
+            self._refuse(REFUSALS[refusal].format(self.client_id.decode("ascii")), refusal)
         else:
             self.record = record
             self.phase = OPEN
-            self.stream.write(protocol.ACK_MESSAGE)
+            self.write(protocol.ACK_MESSAGE)
             if self.stream.paused:
                 self.stream.resume()
             self.server.opened(self)
@@ -129,9 +189,15 @@ class Session:
     def _recv(self, index):
         first = index * self.record.batch
         if first >= self.record.n:
-            self.stream.write(protocol.encode_error(protocol.NO_SUCH_BATCH % index))
-        else:
-            self.stream.write(protocol.encode_batch(self.slice(first, first + self.record.batch)))
+            self.server.figures.errors[NO_SUCH_BATCH] += 1
+            self.write(protocol.encode_error(protocol.NO_SUCH_BATCH % index))
+            return
+        began = self.server.loop.clock()
+        numbers = self.slice(first, first + self.record.batch)
+        self.write(protocol.encode_batch(numbers))
+        self.server.figures.numbers += len(numbers)
+        if len(numbers) > COSTLY_BATCH:
+            self.server.budget.spend(began)
 
     def _fin(self, argument):
         self.phase = FINISHING
@@ -141,17 +207,26 @@ class Session:
 
     def finished(self, checksum):
         """The checksum (bytes) is there."""
-        self.phase = OVER
-        self.stream.write(protocol.encode(protocol.FAC, checksum.hex().encode("ascii")))
-        self.stream.close(expect_more=False)
+        self.phase = FINISHED
+        self.write(protocol.encode(protocol.FAC, checksum.hex().encode("ascii")))
+        self._numbers = None
+        # It lingers: what a client says after FIN would otherwise reset the connection, and take the FAC
+        # away.
+        self.stream.close(expect_more=self.server.finished(self))
 
-    def _refuse(self, what):
-        """Ends the session with the ERR that says what is wrong (text)."""
-        self.phase = OVER
-        self.stream.write(protocol.encode_error(what))
+    def _refuse(self, what, kind):
+        """Ends the session with the ERR that says what is wrong (text), counted as one of ERRORS."""
+        self.phase = REFUSED
+        self.server.figures.errors[kind] += 1
+        self.write(protocol.encode_error(what))
         self.stream.close()
 
     # ---- numbers
+
+    def _has_to_wait(self):
+        """Whether what comes next is costly, and the turn has no time left for that."""
+        return (self.phase is OPEN and (self._numbers is None or self.record.batch > COSTLY_BATCH)
+                and self.record.n > COSTLY_BATCH and not self.server.budget.is_left())
 
     def slice(self, first, last):
         """The numbers first to last - 1 of the sequence, as far as there are any."""
@@ -172,7 +247,9 @@ class Session:
         self._numbers = None
 
     def __str__(self):
-        return "connection" if self.client_id is None else self.client_id.decode("ascii")
+        """Who it is, for a person: the id is a secret of the client's, its beginning is enough to find it
+        again."""
+        return "-" if self.client_id is None else self.client_id[:ID_SHOWN].decode("ascii")
 
 
 # What answers which request in which phase; a missing one is an error.
@@ -181,6 +258,9 @@ ANSWERS = {
     OPEN: {protocol.RECV: Session._recv, protocol.FIN: Session._fin},
 }
 UNEXPECTED = {NEW: protocol.TOO_EARLY, OPEN: protocol.TOO_LATE}  # what ERR says then
+
+
+LAST_WORD = protocol.encode_error(protocol.TOO_MANY_CONNECTIONS)
 
 
 class Farewell:
@@ -192,12 +272,12 @@ class Farewell:
         self.server = server
         self.stream = Stream(server.loop, connection, self)
         server.farewells.add(self)
-        self.stream.write(protocol.encode_error(protocol.TOO_MANY_CONNECTIONS))
+        server.figures.errors[TOO_MANY_CONNECTIONS] += 1
+        self.stream.write(LAST_WORD)
         self.stream.close()
 
     def received(self, stream):
         """Never called: the stream is closing."""
 
     def closed(self, stream, error):
-        self.server.farewells.discard(self)
-        self.server.stop_if_drained()
+        self.server.left(self)

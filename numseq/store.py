@@ -36,7 +36,7 @@ FAILED = "failed"
 # All that a sequence can be made from again: the seed (bytes or text), how many numbers, the batch size.
 Record = collections.namedtuple("Record", ["seed", "n", "batch"])
 
-# The states of a request.
+# The states of a request; the second is also what one that was not refused came to.
 WAITING = "waiting"
 ANSWERED = "answered"
 TIMED_OUT = "timed out"
@@ -47,30 +47,35 @@ class Requests:
 
     in_flight  how many requests the store has not answered yet (int)
     answered   is called without arguments after each answer, late ones included
+    observed   is called with what each create and open came to, ANSWERED or a refusal, and how long it took
+    (seconds)
     """
 
-    def __init__(self, loop, store, answered):
+    def __init__(self, loop, store, answered, observed=lambda outcome, seconds: None):
         self.in_flight = 0
         self._loop = loop
         self._store = store
         self._answered = answered
+        self._observed = observed
 
     def create(self, client_id, record, done):
         """Asks for a record to be created and opened: see the store's `create`."""
         request = _Request(self, client_id, done)
-        self._store.create(client_id, record, request.answer)
-        request.wait()
+        request.ask(lambda: self._store.create(client_id, record, request.answer))
 
     def open(self, client_id, done):
         """Asks for a record to be opened: see the store's `open`."""
         request = _Request(self, client_id, done)
-        self._store.open(client_id, request.answer)
-        request.wait()
+        request.ask(lambda: self._store.open(client_id, request.answer))
 
     def release(self, client_id):
         """Has one create or open undone. Nobody waits for the answer, but it is in flight until then."""
         self.in_flight += 1
-        self._store.release(client_id, self._released)
+        try:
+            self._store.release(client_id, self._released)
+        except Exception:  # no memory: nothing is in flight
+            self.in_flight -= 1
+            raise
 
     def _released(self):
         self.in_flight -= 1
@@ -80,7 +85,7 @@ class Requests:
 class _Request:
     """A create or an open in flight."""
 
-    __slots__ = ("_requests", "_client_id", "_done", "_state", "_timer")
+    __slots__ = ("_requests", "_client_id", "_done", "_state", "_timer", "_began")
 
     def __init__(self, requests, client_id, done):
         self._requests = requests
@@ -88,10 +93,18 @@ class _Request:
         self._done = done
         self._state = WAITING
         self._timer = None
+        self._began = requests._loop.clock()
         requests.in_flight += 1
 
-    def wait(self):
-        """Limits how long the store may take, where it has not answered at once."""
+    def ask(self, ask):
+        """Asks the store, and limits how long it may take, where it has not answered at once."""
+        try:
+            ask()
+        except Exception:  # no memory: nothing is in flight
+            if self._state is WAITING:
+                self._state = ANSWERED
+                self._requests.in_flight -= 1
+            raise
         if self._state is WAITING:
             self._timer = self._requests._loop.call_later(ANSWER_SECONDS, self._time_is_up)
 
@@ -112,6 +125,8 @@ class _Request:
         self._requests._answered()
 
     def _finish(self, record, refusal):
-        self._requests.in_flight -= 1
+        requests = self._requests
+        requests.in_flight -= 1
+        requests._observed(refusal or ANSWERED, requests._loop.clock() - self._began)
         done, self._done = self._done, None
         done(record, refusal)

@@ -68,13 +68,15 @@ class MemoryStore:
 
     def release(self, client_id, done):
         entry = self._open[client_id]
-        entry[1] -= 1
-        if not entry[1]:
-            del self._open[client_id]
+        if entry[1] == 1:
             deadline = self._loop.now + self._retention
+            # Kept before it is closed: where there is no memory for that, nothing has changed.
             self._kept[client_id] = pack(entry[0], deadline)
+            del self._open[client_id]
             if self._timer is None:
                 self._timer = self._loop.call_at(deadline, self._forget)
+        else:
+            entry[1] -= 1
         done()
 
     def close(self):

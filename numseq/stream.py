@@ -10,12 +10,13 @@ The owner of a stream is its handler, with three methods:
     closed(stream, error)  the connection is over; called once. error is an OSError or None
 """
 
+import collections
 import errno
 import os
 import socket
 import struct
 
-from .loop import READ, WRITE
+from .loop import READ, WRITE, watch_or_rest
 
 # bytes of one send, one per turn, so that one peer does not keep the others waiting; about what
 WRITE_SIZE = 256 * 1024
@@ -26,9 +27,14 @@ LINGER_SECONDS = 1.0  # how long a closing stream waits for its peer to take the
 LINGER_BYTES = 64 * 1024 * 1024  # how much input a lingering stream throws away
 BACKLOG = 1024  # connections that the kernel may keep for us to accept; it lowers this to its own limit
 ACCEPT_BATCH = 64  # accepts per turn: fewer overflow the backlog, more starve the connections that are there
-ACCEPT_PAUSE = 0.1  # seconds that a listener rests when there are no more files or buffers
+# accepts in a row that give nothing, though the listener is ready; others that share it may be faster
+EMPTY_MOST = 16
+LAST_WORD_READ = 4096  # bytes of a refused connection that are read, so that closing it does not reset it
 PORT_MOST = 65535  # the highest port of TCP
 
+# SO_LINGER that makes a close a reset; made once, as memory may be short then
+ABORT_OPTION = struct.pack("ii", 1, 0)
+OUT_OF_FILES = frozenset([errno.EMFILE, errno.ENFILE])
 EXHAUSTED = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
 NO_SUCH_FAMILY = frozenset([errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
 # a flag of send: lets Linux put the data and the FIN in one segment
@@ -131,7 +137,7 @@ class Stream:
         """Closes at once, with a reset."""
         if self.state is not CLOSED:
             try:
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT_OPTION)
             except OSError:  # the peer was faster
                 pass
             self._close(error)
@@ -141,13 +147,18 @@ class Stream:
     def on_events(self, mask):
         """At most one recv, whose data goes to the handler; one send where the kernel has room again."""
         if mask & WRITE:
+            unsent = len(self._output)
             self._flush()
+            if len(self._output) == unsent:  # not a byte, though the socket is ready
+                self.loop.rest(self)
+                return
             self.loop.attention[self] = None
         if self._flow != FLOWING or not mask & READ:
             return
         try:
             data = self._socket.recv(self.loop.read_size)
-        except (BlockingIOError, InterruptedError):
+        except (BlockingIOError, InterruptedError):  # nothing, though it is ready
+            self.loop.rest(self)
             return
         except OSError as error:
             self._close(self._error or error)
@@ -260,15 +271,34 @@ class Stream:
         self._update()
 
     def _close(self, error):
-        self.loop.watch(self, 0)
-        self._socket.close()
-        self._socket = None
-        self.state = CLOSED
+        self.state = CLOSED  # first, so that nothing that fails here is tried again
+        stop_watching(self)
+        connection, self._socket = self._socket, None
+        close_file(connection)
         self._output = self.input = b""
         self._flow = FLOWING
         self.loop.cancel(self._deadline)
         handler, self.handler = self.handler, None
         handler.closed(self, error)
+
+
+def stop_watching(watched):
+    """Watches an object no more, whatever fails.
+
+    Closing its file takes it out of the kernel's list anyway.
+    """
+    try:
+        watched.loop.watch(watched, 0)
+    except Exception:  # no memory, or the kernel refuses
+        watched.interest = 0
+
+
+def close_file(connection):
+    """Closes a socket, whatever the kernel says of that: its number is free afterwards."""
+    try:
+        connection.close()
+    except OSError:
+        pass
 
 
 def grown(data, more):
@@ -282,97 +312,218 @@ def grown(data, more):
 # ---- incoming connections
 
 
-def listen(loop, host, port, accepted):
+def listen(loop, host, port, accepted, left_out=None):
     """Listens on every address of host (text, ASCII) and port (0 takes a free one); returns the Listeners.
 
-    accepted(socket) is called for each connection. Raises OSError where an address cannot be had; a family
-    that the kernel lacks is passed over as long as another is there.
+    accepted(socket) is called for each connection. Raises OSError where an address cannot be had; one that is
+    not
+    there, or a family that the kernel lacks, is passed over as long as another works: left_out(address,
+    error) is
+    called for it.
     """
-    listeners, refusal = [], None
+    listeners, refusals = [], []
     for family, address in resolve(host, port, socket.AI_PASSIVE):
         if listeners and not port:  # one free port for all families
             address = (address[0], listeners[0].address[1]) + address[2:]
         try:
             listeners.append(Listener(loop, listening_socket(family, address), accepted))
         except OSError as error:
-            refusal = error
+            refusals.append((address, error))
             if error.errno not in NO_SUCH_FAMILY:
                 break
-    if refusal is not None and not (listeners and refusal.errno in NO_SUCH_FAMILY):
+    if refusals and not (listeners and refusals[-1][1].errno in NO_SUCH_FAMILY):
         for listener in listeners:
             listener.close()
-        raise refusal
+        raise refusals[-1][1]
+    if left_out is not None:
+        for address, error in refusals:
+            left_out(address, error)
     return listeners
 
 
 class Listener:
-    """A listening socket. accepted(socket) is called for each connection, non-blocking, with TCP_NODELAY."""
+    """A listening socket. accepted(socket) is called for each connection, non-blocking, with TCP_NODELAY.
+
+    troubled(error), where it is set, is called each time that no connection can be accepted for now.
+    refused(socket), where it is set, is called for each connection for which there is no file left: it may
+    say a last
+    word, and the socket is closed when it returns. A spare file is kept for that.
+    """
 
     def __init__(self, loop, listening, accepted):
         self.loop = loop
         self.interest = 0
         self.address = listening.getsockname()
+        self.troubled = self.refused = None
         self._socket = listening
         self._accept = acceptor(listening)
         self._accepted = accepted
+        self._empty = 0  # times in a row that it was ready and gave nothing
+        self._last = None  # how many more are accepted before it closes; None while it does not
         self._resting = None  # the timer that ends a rest
+        self._spare = None  # the number of a file
+        self._save_file()
         loop.watch(self, READ)
 
     def fileno(self):
         return self._socket.fileno()
 
+    @property
+    def is_open(self):
+        """Whether connections may still come."""
+        return self._socket is not None
+
     def on_events(self, mask):
+        count = 0
         for connection in accept(self._accept, self._rest):
-            self._accepted(connection)
+            count += 1
+            self._hand_over(connection)
             if self._socket is None:
                 return
+        self._empty = 0 if count else self._empty + 1
+        if self._last is not None:
+            self._last -= count
+            if count < ACCEPT_BATCH or self._last <= 0:
+                self.close()
+        elif self._empty >= EMPTY_MOST:
+            self._resting = self.loop.rest(self)
 
-    def _rest(self):
-        """Out of files or buffers: a level-triggered listener would spin until some are free again."""
-        self.loop.watch(self, 0)
-        self._resting = self.loop.call_later(ACCEPT_PAUSE, self._wake)
+    def finish(self):
+        """Accepts those who have connected until now, then closes: now, or in the next turns where they are
+        many."""
+        self._last = BACKLOG
+        self.on_events(READ)
 
-    def _wake(self):
-        self.loop.watch(self, READ)
+    def _hand_over(self, connection):
+        """An exception in `accepted` costs that connection alone."""
+        try:
+            self._accepted(connection)
+        except Exception as error:
+            close_file(connection)
+            if isinstance(error, MemoryError):
+                self._rest(error)
+            else:
+                self.loop.report(error)
+
+    def _rest(self, error):
+        """No files, buffers or memory, or nothing but errors: a level-triggered listener would spin."""
+        if self.troubled is not None:
+            self.troubled(error)
+        if self.refused is not None and getattr(error, "errno", None) in OUT_OF_FILES:
+            self._say_last_words()
+        if self._socket is not None:
+            self._resting = self.loop.rest(self)
+
+    def _say_last_words(self):
+        for _ in range(ACCEPT_BATCH):
+            if self._spare is None:
+                self._save_file()
+                return
+            spare, self._spare = self._spare, None
+            os.close(spare)
+            try:
+                connection = self._accept()
+            except (OSError, MemoryError):
+                self._save_file()
+                return
+            try:
+                self.refused(connection)
+                connection.recv(LAST_WORD_READ)
+            except OSError:  # it has gone
+                pass
+            close_file(connection)
+            self._save_file()
+
+    def _save_file(self):
+        try:
+            self._spare = os.dup(self._socket.fileno())
+        except OSError:  # tried again at the next rest
+            pass
+
+    def take_up(self):
+        self.loop.attention[self] = None
+
+    def settle(self):
+        """The end of a rest."""
+        if self._socket is not None:
+            watch_or_rest(self)
 
     def abort(self, error=None):
-        """An exception in `accepted` costs that connection, not the listener."""
+        """An exception in a callback costs the listener a rest, so that one that fails for good does not
+        spin."""
+        if self._socket is not None:
+            self._resting = self.loop.rest(self)
 
     def close(self):
         if self._socket is not None:
             self.loop.cancel(self._resting)
-            self.loop.watch(self, 0)
-            self._socket.close()
+            stop_watching(self)
+            close_file(self._socket)
             self._socket = None
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
 
 
 def accept(take, exhausted):
-    """The accept policy: yields a bounded batch of sockets from take(); exhausted() if out of files."""
+    """The accept policy: yields a bounded batch of the sockets that take() returns.
+
+    exhausted(error) is called, and the batch is over, when out of files or memory; and when all of a batch
+    failed,
+    as they do where a sandbox forbids it, or another has shut the listener down.
+    """
+    failures = 0
     for _ in range(ACCEPT_BATCH):
         try:
             connection = take()
         except (BlockingIOError, InterruptedError):
             return
+        except MemoryError as error:
+            exhausted(error)
+            return
         except OSError as error:
             if error.errno in EXHAUSTED:
-                exhausted()
+                exhausted(error)
                 return
-            continue  # that connection is gone, or a firewall's rule forbids it: the next one may be fine
-        connection.setblocking(False)
+            # that connection is gone, or a firewall's rule forbids it: the next one may be fine
+            failures += 1
+            failure = error
+            continue
         yield connection
+    if failures == ACCEPT_BATCH:
+        exhausted(failure)
 
 
 def acceptor(listening):
-    """A function that accepts one connection of a listening socket and returns its socket; raises OSError.
+    """A function that accepts one connection and returns its socket, non-blocking; raises OSError or
+    MemoryError.
 
     socket.accept() makes enum members and a Python object: 2.4 us of a session's 50. The private function
     below it is used where it is there.
     """
     accept_number = getattr(listening, "_accept", None)
-    if accept_number is None:
-        return lambda: listening.accept()[0]
     family, kind = int(listening.family), int(listening.type)
-    return lambda: socket.SocketType(family, kind, 0, accept_number()[0])
+
+    def accept_quickly():
+        number = accept_number()[0]
+        try:
+            connection = socket.SocketType(family, kind, 0, number)
+        except BaseException:
+            os.close(number)
+            raise
+        return unblocked(connection)
+
+    return accept_quickly if accept_number is not None else lambda: unblocked(listening.accept()[0])
+
+
+def unblocked(connection):
+    """A socket, once it is non-blocking. Raises OSError, and closes it then."""
+    try:
+        connection.setblocking(False)
+    except BaseException:
+        close_file(connection)
+        raise
+    return connection
 
 
 def listening_socket(family, address):
@@ -478,14 +629,18 @@ class Connector:
 
 
 def resolve(host, port, flags=0):
-    """[(family, address)] of host (text; empty for every address of this machine) and port.
+    """[(family, address)] of host (text; empty for every address of this machine) and port, each once.
 
-    The host goes in as bytes: as text it needs the idna codec, which small builds lack, even for 127.0.0.1.
+    An IPv6 address may stand in brackets. The host goes in as bytes: as text it needs the idna codec, which
+    small builds lack, even for 127.0.0.1.
     Raises OSError where there is none, also for a host that is not ASCII.
     """
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
     try:
         name = host.encode("ascii") or None
     except UnicodeError:
         raise OSError(errno.EINVAL, "a host name has to be ASCII") from None
     found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=flags)
-    return [(family, address) for family, _, _, _, address in found]
+    # A name that stands twice in /etc/hosts has its address twice, which nobody can listen on.
+    return list(collections.OrderedDict.fromkeys((family, address) for family, _, _, _, address in found))

@@ -229,6 +229,85 @@ def test_file_keeps_the_blocking_mode_it_had(loop, console_on, sockets):
         assert os.get_blocking(sockets[0].fileno()) is blocking
 
 
+def test_socket_behind_it_stays_blocking_for_others_at_every_moment(loop, console_on, sockets):
+    sockets.extend(socket.socketpair())
+    console = console_on(sockets[0])
+    write_lines(console, 0, 20000)
+    assert is_idle(loop)
+    assert os.get_blocking(sockets[0].fileno())
+    sockets[1].setblocking(False)
+    data = bytearray()
+
+    def complete():
+        try:
+            data.extend(sockets[1].recv(65536))
+        except BlockingIOError:
+            pass
+        return MISSING.search(data.decode("ascii"))
+
+    turn_until(loop, complete)
+    check_lines(data.decode("ascii"), 20000)
+
+
+def test_fifo_is_written_to_again_once_another_reads_it(loop, console_on, tmp_path):
+    path = str(tmp_path / "fifo")
+    os.mkfifo(path)
+    first = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(path, "wb", buffering=0) as ours:
+        console = console_on(ours)
+        console.line("one")
+        assert is_idle(loop)
+        assert os.read(first, 100) == b"one\n"
+        os.close(first)
+        for _ in range(3):
+            console.line("lost")
+            assert is_idle(loop)
+        second = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        console.line("two")
+        assert is_idle(loop)
+        assert os.read(second, 100) == b"3 lines are missing here: nobody read them in time\ntwo\n"
+        os.close(second)
+        assert console.dropped_ever == 3
+
+
+def test_failure_of_watching_costs_lines_and_not_the_console(loop, console_on, pipe, monkeypatch):
+    theirs, ours = pipe
+    console = console_on(ours)
+
+    def refuse(watched, interest):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "watch", refuse)
+        console.line("x")
+        loop.turn()
+    assert {error.errno for error in loop.errors} == {errno.ENOSPC}
+    del loop.errors[:]
+    console.line("y")
+    assert is_idle(loop)
+    assert reader_of(theirs)().endswith("y\n")
+
+
+def test_device_that_says_it_is_ready_but_takes_nothing_rests(loop, console_on, pipe, monkeypatch):
+    theirs, ours = pipe
+    console = console_on(ours)
+
+    def full(file, data):
+        raise BlockingIOError()
+
+    monkeypatch.setattr(os, "write", full)
+    console.line("x")
+    began = loop.poller.selector.clock()
+    for _ in range(100):
+        loop.turn()
+    assert loop.poller.selector.clock() - began > 2
+    monkeypatch.undo()
+    read = reader_of(theirs)
+    for _ in range(10):
+        loop.turn()
+    assert read() == "x\n"
+
+
 def test_closed_console_closes_its_pipe(loop, console_on, pipe):
     theirs, ours = pipe
     console = console_on(ours)

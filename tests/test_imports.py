@@ -21,7 +21,7 @@ EVERYWHERE = frozenset("""
     tempfile textwrap time types zipimport
 """.split())
 # In some of them: to be tried, with something else to go on with.
-TRIED = frozenset(["_md5", "_sha3"])
+TRIED = frozenset(["_md5", "_sha3", "resource"])
 NEWER_SYNTAX = (getattr(ast, "NamedExpr", ()), getattr(ast, "Match", ()), getattr(ast, "TryStar", ()))
 
 

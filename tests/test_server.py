@@ -1,7 +1,9 @@
 """The server over real sockets, in this process, on a clock that moves when it is told."""
 
 import contextlib
+import errno
 import hashlib
+import os
 import random
 import re
 import socket
@@ -9,11 +11,12 @@ import socket
 import pytest
 
 from helpers import read_from, read_to_end, turn_until
-from numseq import protocol
+from numseq import protocol, sequence
 from numseq import server as server_module
+from numseq.budget import WORK_SECONDS
 from numseq.loop import READ
 from numseq.sequence import CHECKSUM_STEP
-from numseq.server import FAREWELLS_MOST, MESSAGES_MOST, Server, connections_limit, endpoint
+from numseq.server import FAREWELLS_MOST, MESSAGES_MOST, Server, address_key, connections_limit, endpoint
 from numseq.session import FINISHING
 from numseq.store import FAILED, FULL, RETENTION, Record
 from numseq.store_memory import MemoryStore
@@ -734,6 +737,7 @@ def test_requests_before_a_slow_store_answers_are_answered_in_order(slow):
         peer.recv(1)
     slow.store.answer()
     assert slow.read_to_end(peer) == b"ACK;" + b"".join(nums(10, 5)) + fac(10)
+    peer.close()
     slow.turn_until(lambda: not slow.server.sessions)
     assert slow.store.released == [ID]
 
@@ -924,7 +928,7 @@ def test_drained_server_lets_running_sessions_end(start, loop, clock):
     running.say(peer, init(10, 5) + b"RECV,0;", b"ACK;" + nums(10, 5)[0])
     began = clock()
     loop.call_later(0.1, running.server.drain)
-    loop.call_later(0.2, lambda: peer.sendall(b"RECV,1;FIN;"))
+    loop.call_later(0.2, lambda: (peer.sendall(b"RECV,1;FIN;"), peer.shutdown(socket.SHUT_WR)))
     loop.run()
     assert clock() == pytest.approx(began + 0.2)
     assert running.read_to_end(peer) == nums(10, 5)[1] + fac(10)
@@ -1182,7 +1186,8 @@ def test_log_lines_are_plain_text_that_names_the_client(running):
     running.all_that_is_said(b"\x1b[2J\r\n;")
     running.all_that_is_said(b"INIT,\x1b[2J\r\n,5,5;")
     running.turn_until(lambda: not running.server.sessions)
-    assert [line for line in running.told if ID.decode() in line]
+    assert [line for line in running.told if " %s: " % ID[:8].decode() in line]
+    assert not [line for line in running.told if ID.decode() in line]
     assert all(line.isprintable() for line in running.told)
 
 
@@ -1214,5 +1219,167 @@ def test_connections_do_not_leak_files(running, open_files):
         peer.shutdown(socket.SHUT_WR)
         running.read_to_end(peer)
         peer.close()
-    running.turn_until(lambda: not running.server.sessions)
+    running.turn_until(lambda: not (running.server.sessions or running.server.farewells))
     assert open_files() == before
+
+
+# ---- under an operator
+
+
+def tick(loop, clock, seconds):
+    """Makes each reading of the loop's clock take so long."""
+
+    def read():
+        clock.advance(seconds)
+        return clock()
+
+    loop.clock = read
+
+
+def test_requests_for_many_numbers_at_once_are_spread_over_turns(start, loop, clock):
+    running = start()
+    peers = [running.connected()[0] for _ in range(12)]
+    for i, peer in enumerate(peers):
+        running.say(peer, init(60000, 60000, b"%08x-0000-0000-0000-000000000000" % i), b"ACK;")
+    tick(loop, clock, WORK_SECONDS / 4)
+    drawn = []
+    plain, running.server.drawn = running.server.drawn, lambda session, size: (drawn.append(loop.turns),
+                                                                               plain(session, size))
+    for peer in peers:
+        peer.sendall(b"RECV,0;")
+    running.turn_until(lambda: len(drawn) == len(peers))
+    assert max(drawn.count(turn) for turn in set(drawn)) <= 5
+
+
+def test_a_cheap_request_is_answered_while_costly_ones_wait(start, loop, clock):
+    running = start()
+    peers = [running.connected()[0] for _ in range(12)]
+    for i, peer in enumerate(peers):
+        running.say(peer, init(60000, 60000, b"%08x-0000-0000-0000-000000000000" % i), b"ACK;")
+    cheap, _ = running.connected()
+    running.say(cheap, init(10, 5), b"ACK;")
+    tick(loop, clock, WORK_SECONDS)
+    for peer in peers:
+        peer.sendall(b"RECV,0;")
+    cheap.sendall(b"RECV,0;")
+    before = loop.turns
+    assert running.read_from(cheap, len(nums(10, 5)[0])) == nums(10, 5)[0]
+    assert loop.turns - before < len(peers)
+
+
+def test_init_without_random_bytes_is_refused_and_the_next_is_served(start, monkeypatch):
+    running = start(test_mode=False)
+    monkeypatch.setattr(sequence, "_seeds", [])
+
+    def fail(size):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "urandom", fail)
+        assert running.all_that_is_said(init()) == b"ERR,The sequence cannot be kept now;"
+    assert running.all_that_is_said(init() + b"FIN;").startswith(b"ACK;FAC,")
+    assert running.server.figures.errors["failed"] == 1
+
+
+def test_answers_arrive_although_the_client_says_more_after_fin(running):
+    peer = running.connect()
+    peer.sendall(init() + b"RECV,0;FIN;")
+    running.turn_until(lambda: running.server.figures.messages == 3)
+    running.turn(3)
+    peer.sendall(b"abc")
+    running.turn(3)
+    peer.shutdown(socket.SHUT_WR)
+    assert running.read_to_end(peer) == b"ACK;" + nums(5, 5)[0] + fac(5)
+
+
+def test_no_memory_for_a_session_costs_that_connection(running, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server_module, "Session", fail)
+        assert running.read_to_end(running.connect()) == b""
+    assert running.server.figures.refused["no_memory"] == 1
+    running.loop.poller.selector.clock.advance(1)
+    assert running.all_that_is_said(init() + b"FIN;") == b"ACK;" + fac(5)
+
+
+def test_a_connection_that_cannot_be_watched_is_refused(running, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server_module, "Session", fail)
+        assert running.read_to_end(running.connect()) == b""
+    assert running.server.figures.refused["not_watched"] == 1
+    assert running.all_that_is_said(init() + b"FIN;") == b"ACK;" + fac(5)
+
+
+def test_a_record_for_whose_release_there_is_no_memory_is_released_later(running, monkeypatch):
+    plain = running.store.release
+
+    def fail(*_):
+        raise MemoryError
+
+    peer, session = running.connected()
+    running.say(peer, init(), b"ACK;")
+    monkeypatch.setattr(running.store, "release", fail)
+    peer.close()
+    running.turn_until(lambda: not running.server.sessions)
+    assert running.server.requests.in_flight == 0
+    monkeypatch.setattr(running.store, "release", plain)
+    running.loop.call_later(RETENTION + 5, running.loop.stop)
+    running.loop.run()
+    assert running.forgotten == [ID]
+
+
+def test_a_store_that_fails_makes_the_server_unhealthy_until_it_answers(start, clock):
+    running = start(store=RefusingStore(FAILED))
+    assert running.server.trouble() is None
+    running.all_that_is_said(init())
+    assert running.server.trouble() == "the store does not answer"
+    running.store.refusal = FULL
+    running.all_that_is_said(init())
+    assert running.server.trouble() is None
+
+
+def test_the_same_complaint_is_written_once_a_minute(loop, clock):
+    said = []
+    server = Server(loop, MemoryStore(loop, None), complain=said.append)
+    for _ in range(5):
+        server.complain("no files")
+    server.complain("no memory")
+    clock.advance(61)
+    loop.call_later(0, loop.stop)
+    loop.run()
+    server.complain("no files")
+    assert said == ["no files", "no memory", "no files"]
+
+
+def test_an_exception_nobody_expected_is_counted_and_told(loop):
+    said = []
+    server = Server(loop, MemoryStore(loop, None), complain=said.append)
+    for error in MemoryError(), OSError(errno.EIO, "bad"), ValueError("x"):
+        server.report(error)
+    assert said == ["out of memory: connections are dropped",
+                    "the system refuses: [Errno %d] bad" % errno.EIO,
+                    "internal error: ValueError('x')"]
+    assert server.figures.internal_errors == 3
+
+
+@pytest.mark.parametrize("address, key", [
+    (("127.0.0.1", 1), "127.0.0.1"),
+    (("2001:db8:1:2:3:4:5:6", 1, 0, 0), bytes.fromhex("20010db800010002")),
+    (("2001:db8:1:2::", 1, 0, 0), bytes.fromhex("20010db800010002")),
+    (("fe80::1%eth0", 1, 0, 2), bytes.fromhex("fe80000000000000")),
+    (("::ffff:10.0.0.1", 1, 0, 0), b"\0" * 10 + b"\xff\xff\x0a\0\0\1")])
+def test_a_limit_per_address_counts_an_ipv6_network_as_one(address, key):
+    assert address_key(address) == key
+
+
+def test_an_address_with_a_scope_is_written_with_it():
+    name = socket.if_nameindex()[0]
+    assert endpoint(("fe80::1", 5000, 0, name[0])) == "[fe80::1%%%s]:5000" % name[1]
+    assert endpoint(("fe80::1%eth9", 5000, 0, 1)) == "[fe80::1%eth9]:5000"
+    assert endpoint(("fe80::1", 5000, 0, 99999)) == "[fe80::1%99999]:5000"
+    assert endpoint(None) == "-"
