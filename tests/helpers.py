@@ -21,7 +21,7 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TEST_SECONDS = 120  # ends a test that hangs; far more than any takes, also on a busy machine
 SLOW_SECONDS = 400  # the same for tests marked as slow
-# one wait for another process or a socket: shorter than the above, so that its own message shows
+# One wait for a process or a socket. It is shorter than the above, so that its own message shows.
 WAIT_SECONDS = 60
 SOCKET_WAIT = 0.005  # real seconds that one turn of `turn_until` waits for sockets
 ANY_PORT = "127.0.0.1", 0

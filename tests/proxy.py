@@ -135,7 +135,7 @@ class End:
             self.link.heard += data
         if self.link.vanished or self.reads is None:
             if stream.ended:
-                stream.abort()  # which nobody else hears of
+                stream.abort()  # the other ends are not told
             return
         self.link.lanes[self.reads].take(data, FIN if stream.ended else None)
 

@@ -105,7 +105,7 @@ COUNT_OPTIONS = [("server", ["0"], "--connections"), ("server", ["0"], "--client
                  ("client", ["NEW", "5", "1"], "--window"), ("client", ["NEW", "5", "1"], "--batch_size")]
 
 
-# Many command lines in one process: what each says is on standard output, under its status.
+# Runs many command lines in one process. Each one's errors are on standard error, followed by its status.
 EACH = """
 import sys
 from numseq.%s import main

@@ -109,7 +109,7 @@ def server(loop):
         each.close()
 
 
-# Three ways to the same result: nobody reads along, one at a time, and with a transcript.
+# Three ways to the same result: pipelined, one request at a time, and with a transcript.
 WAYS = {"fast": dict(), "one at a time": dict(window=1), "watched": dict(watched=True)}
 
 
@@ -338,7 +338,7 @@ def test_result_is_the_same_with_and_without_a_transcript(run, liar, clock, loop
             results.append((type(error), str(error), bytes(begun.numbers)))
         assert results[0] == results[1], stream
         kinds.add(results[0][0])
-    assert kinds >= {ProtocolBroken, Refused, ConnectionLost, type(None)}, "chance left something out"
+    assert kinds >= {ProtocolBroken, Refused, ConnectionLost, type(None)}, "the random cases cover too little"
 
 
 # ---- silence
@@ -385,7 +385,7 @@ def test_connecting_counts_as_silence(loop, clock, begun, sockets):
     error = done.wait()
     assert (type(error), str(error)) == (ConnectionLost, "no answer for 3 s")
     assert not error.resumable
-    assert not loop.poller.selector.get_map(), "the connection that was given up is still there"
+    assert not loop.poller.selector.get_map(), "the abandoned connection is still open"
 
 
 # ---- the window
@@ -404,14 +404,14 @@ def test_requests_in_flight_stay_within_the_window_and_are_refilled(loop, run, l
         return sum(message.startswith("RECV") for message in server.heard())
 
     for answered in range(total):
-        # Half of the window may be empty before it is worth a message.
+        # The window is refilled once half of it is free.
         turn_until(loop, lambda: asked() == total or asked() - answered > window // 2)
         assert asked() - answered <= window
         if not answered:
             assert asked() == min(window, total)
         server.peers[0].say(good("RECV,%d" % answered))
         turn_until(loop, lambda: len(begun.numbers) == answered + 1)
-    assert done.wait() is not None, "its checksum is another's"
+    assert done.wait() is not None, "its checksum is that of another sequence"
     assert server.heard()[1:-1] == ["RECV,%d" % index for index in range(total)]
 
 
@@ -445,11 +445,11 @@ def test_pauses_double_from_50_ms_to_5_s_with_jitter(loop, clock, begun):
 @pytest.mark.parametrize("retry", [0, 1, 3])
 def test_failed_name_lookup_is_retried_and_then_ends_the_fetch(loop, clock, begun, retry):
     run = Run(loop, 1, begun, host="\u00e9", retry=retry, watched=True)
-    assert run.outcomes == [], "the caller has to have the fetch in hand first"
+    assert run.outcomes == [], "done was called before the caller had the fetch"
     run.wait(clock)
     assert len(run.said("error")) == retry + 1
     assert run.said("error")[0] == "[Errno %d] a host name has to be ASCII" % errno.EINVAL
-    assert loop.timers() == 0, "something goes on after the end"
+    assert loop.timers() == 0, "something still runs after the end"
 
 
 @pytest.mark.parametrize("retry", [0, 2])
@@ -493,7 +493,7 @@ def test_retries_run_out_without_progress(run, liar, clock, begun):
     done = run(server, retry=4, window=1)
     error = done.wait(clock)
     assert (type(error), error.resumable) == (ConnectionLost, True)
-    assert len(server.peers) == 5, "the one that got on, and four tries that did not"
+    assert len(server.peers) == 5, "one connection with progress and four without"
     assert done.fetch.drops == len(server.peers)
     assert list(begun.numbers) == NUMBERS[:10]
 
@@ -545,7 +545,7 @@ def test_sequence_that_the_server_has_forgotten_is_not_begun_again(run, liar, cl
     error = run(server, retry=5, window=1).wait(clock)
     assert (type(error), str(error)) == (Refused, MISSING[4:-1].decode("ascii"))
     assert len(server.peers) == 2
-    assert list(begun.numbers) == NUMBERS[:10], "what was good has to be kept"
+    assert list(begun.numbers) == NUMBERS[:10], "the good numbers are not kept"
 
 
 @pytest.mark.parametrize("retry", [0, 2])
@@ -564,7 +564,7 @@ def test_connection_limit_of_the_real_server_is_waited_out(server, loop, clock):
     runs = [Run(loop, crowded.port, Journal(client.new_id(), 200, 5), retry=1000, window=1) for _ in range(4)]
     turn_until(loop, lambda: clock.advance(0.01) or all(run.outcomes for run in runs))
     assert [run.outcomes for run in runs] == [[None]] * 4
-    assert sum(run.fetch.drops for run in runs) > 0, "the limit was never met"
+    assert sum(run.fetch.drops for run in runs) > 0, "the limit was never reached"
 
 
 @pytest.mark.parametrize("said", [b"ERR,no;", b"nonsense;"])

@@ -116,7 +116,7 @@ def test_stopped_reader_does_not_delay_the_loop(loop, request, console_on, make_
     assert console.dropped > 0
     read = reader_of(theirs)
     turn_until(loop, lambda: MISSING.search(read()))
-    assert len(read()) <= module.WAITING_MOST + PIPE + 100, "more lines waited than may"
+    assert len(read()) <= module.WAITING_MOST + PIPE + 100, "too many bytes waited"
     check_lines(read(), 5000)
     assert console.dropped == 0
     write_lines(console, 0, 1)

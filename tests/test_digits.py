@@ -27,7 +27,7 @@ def test_text_is_each_number_with_its_separators_for_any_count():
     for count in range(len(ALL) + 1):
         numbers = ALL[len(ALL) - count:]
         assert write(numbers) == b"<" + b", ".join(b"%d" % number for number in numbers) + b">"
-    assert 1 < digits.BULK < len(ALL), "one of the two ways was not tried"
+    assert 1 < digits.BULK < len(ALL), "one of the two paths was not tried"
 
 
 def test_mark_among_the_numbers_is_read_as_a_number():

@@ -49,7 +49,7 @@ ENDLESS_MOST = 2 * MIB  # a read of 64 KiB; the rest is thrown away as it comes
 RANDOM_MOST = 2 * MIB  # a connection at a time, of a few KiB
 MUTATED_MOST = 4 * MIB  # besides, records of what was good by chance, and places of batches of many sizes
 SLOW_MOST = 2 * MIB  # 200 connections of a few KiB
-# 24 times three quarters: twice the mark of unsent output (256 KiB), a sequence, a read; and a turn's copies
+# 24 times: twice the mark of unsent output (256 KiB), a sequence and a read; and the copies of a turn
 DEAF_MOST = 24 * MIB
 FLOOD_MOST = 2 * MIB  # fewer connections than there may be files, of a few KiB
 GREEDY_MOST = 8 * MIB  # 32 sequences and what is made of one at a time, and 1,300 records of 300 bytes

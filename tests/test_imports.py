@@ -20,7 +20,7 @@ EVERYWHERE = frozenset("""
     itertools math operator os random re select selectors signal socket stat string struct subprocess sys
     tempfile textwrap time types zipimport
 """.split())
-# In some of them: to be tried, with something else to go on with.
+# Only some of them have these: to be imported in a `try`, with a fallback.
 TRIED = frozenset(["_md5", "_sha3", "resource"])
 NEWER_SYNTAX = (getattr(ast, "NamedExpr", ()), getattr(ast, "Match", ()), getattr(ast, "TryStar", ()))
 
@@ -128,5 +128,5 @@ def test_later_syntax_is_not_used(module):
 
 @pytest.mark.skipif(not hasattr(sys, "stdlib_module_names"), reason="before 3.10 the names are not known")
 def test_no_module_run_as_a_file_hides_one_of_the_standard_library():
-    # Then the package's own folder is the first in which modules are looked for.
+    # Then the package's own folder comes first in sys.path.
     assert set(MODULES) & set(sys.stdlib_module_names) == set()

@@ -105,7 +105,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(path, complaints, mon
     refuse_writes(monkeypatch, most)
     made = begun(path, NUMBERS[:5], complaints)
     assert get(path) == b"the old one"
-    assert os.listdir(os.path.dirname(path)) == ["state"], "something half done was left"
+    assert os.listdir(os.path.dirname(path)) == ["state"], "a temporary file is left"
     assert not made.is_open() and not made.kept
     assert complaints == ["the state %r cannot be written, CONTINUE will not be possible: %s"
                           % (path, os.strerror(errno.ENOSPC))]
@@ -120,7 +120,7 @@ def test_numbers_are_appended_and_nothing_is_written_twice(path, monkeypatch):
     for numbers in NUMBERS[:5], b"", NUMBERS[5:10], NUMBERS[10:]:
         made.numbers += numbers
         made.flush()
-        assert get(path) == header() + made.numbers, "what has arrived is not in the file after its turn"
+        assert get(path) == header() + made.numbers, "received numbers are not in the file after the turn"
     made.flush()
     made.close()
     assert written == [NUMBERS[:5], NUMBERS[5:10], NUMBERS[10:]]
@@ -158,7 +158,7 @@ def test_dropped_numbers_are_gone_from_memory_and_from_the_file(path, opened):
     made.numbers += NUMBERS[:5]
     made.flush()
     made.close()
-    assert get(path) == header() + NUMBERS[:5], "what is fetched anew is not kept"
+    assert get(path) == header() + NUMBERS[:5], "the numbers fetched again are not kept"
 
 
 def test_numbers_can_be_dropped_on_a_full_disk(path, complaints, monkeypatch):
@@ -259,7 +259,7 @@ def test_torn_tail_is_ignored_at_every_length(path, length):
     whole = N if length == N else length // BATCH * BATCH
     assert bytes(found.numbers) == NUMBERS[:whole]
     assert (found.client_id, found.n, found.batch, found.path) == (CLIENT_ID, N, BATCH, path)
-    assert found.kept and not found.is_open(), "reading alone has to leave the file as it was"
+    assert found.kept and not found.is_open(), "reading changed the file"
     assert get(path) == header() + NUMBERS[:length]
 
 

@@ -119,7 +119,7 @@ for name in ("epoll", "devpoll", "kqueue"):
 import selectors
 assert selectors.DefaultSelector is selectors.PollSelector
 """
-# Before 3.9 there is no word for what md5 is used for, and nothing is refused.
+# Before 3.9 hashlib.md5 has no `usedforsecurity`, and nothing is refused.
 FIPS = """
 import hashlib
 sys.modules["_md5"] = sys.modules["_sha3"] = None
@@ -261,7 +261,7 @@ def test_session_with_a_low_limit_of_open_files(files, interpreter, source, tmp_
 
 
 def test_session_without_a_home_directory(interpreter, source, tmp_path):
-    # In all the other sessions there is no HOME at all.
+    # In all other sessions HOME is not set at all.
     build = scripts(interpreter, source, environment={"HOME": "/nonexistent"})
     session(build, build, tmp_path)
 

@@ -148,7 +148,7 @@ def test_sdist_has_the_whole_project(packages):
     _, sdist = packages
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    # those are for the clone and its CI
+    # files for the clone and its CI
     expected = [path for path in project_files() if not path.startswith(".")]
     assert [path for path in expected if path not in names] == []
     assert [name for name in names if name.endswith((".pyc", ".pyz"))] == []

@@ -118,7 +118,7 @@ def test_run_of_requests_is_answered_as_they_are_one_by_one(kind, seed):
             for data, whole in runs_of_requests(generator, count):
                 most = generator.choice([1, 2, 5, 39, 40, 41, 1000])
                 answered = pipeline.answer_receives(kind(data), Whole(numbers), batch, most)
-                # At most so many that it need not count them: what has the bytes of the shortest.
+                # At most as many as the bytes can hold of the shortest, so that it need not count them.
                 expected = data[:most * len(b"RECV,0;")].count(b";")
                 if answered is not None:
                     taken_fast += 1

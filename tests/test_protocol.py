@@ -7,11 +7,11 @@ from messages import (ARABIC_FIVE, CHECKSUM, ID, REPLIES, REQUESTS, mutations, n
 from numseq import digits, protocol
 from numseq.protocol import ProtocolError
 
-# What is no number, though int() takes much of it.
+# Not numbers, although int() accepts many of them.
 NO_NUMBERS = [b"", b" ", b"1_0", b" 5", b"5 ", b"+5", b"-1", b"-0", b"5\n", b"5.0", b"5e0", b"0x5", b"five",
               b"5\0", b"\0", ARABIC_FIVE, "\u00b2".encode("latin-1"), "\u0661\u0662".encode(), b"5:5"]
 
-# What is no client id.
+# Not client ids.
 NO_IDS = [b"", ID[:-1], ID + b"0", b"{" + ID + b"}", b"urn:uuid:" + ID, ID.replace(b"-", b""),
           ID.replace(b"-", b"_"), ID.replace(b"a", b"g"), b" " + ID[1:], ID[:-1] + b"\n", ID[:-1] + b"\0",
           ID[:8] + b"0" + ID[8:-1], b"x" * 36, protocol.ID_SHAPE, b"-" * 36, ID[:-2] + ARABIC_FIVE,

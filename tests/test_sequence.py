@@ -15,14 +15,14 @@ CLIENT_ID = "123e4567-e89b-12d3-a456-426614174000"
 LONGEST = 65535
 BLOCK = sequence.BLOCK
 
-# Of the protocol's description: n, sum, checksum.
+# (n, sum, checksum) from the protocol's description.
 FIGURES = [
     (5, 264, "f90b20dae8c9b7d7be2a5fb7cc856e8b"),
     (10, 531, "9b14501c5359fb4eac96df9e874348b2"),
     (10000, 504721, "589f9ca74cb5ea9a32eddd14840d5b64"),
 ]
 
-# md5 of the first numbers of the seed of 16 bytes, 0 to 15. Whoever changes them has to change DRAWING.
+# md5 of the first numbers of the seed of 16 bytes, 0 to 15. If they change, DRAWING has to change.
 DRAWING_1 = {5: "26026889bb5991f6d32dab539a5637ed", LONGEST: "3abebb770d503d8fb4c7feedbdd2425e"}
 
 SEEDS = [b"", b"\0", b"\0" * 16, b"\xff" * 16, bytes(range(16)), CLIENT_ID.encode()]

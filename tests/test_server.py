@@ -477,7 +477,7 @@ def test_client_with_many_requests_does_not_delay_the_others(start, messages):
     assert running.read_to_end(other) == b"ACK;" + nums(5, 5, OTHER_ID)[0] + fac(5, OTHER_ID)
     assert running.loop.turns - turns < 20
     left = len(session.stream.input) // 7
-    assert left > 500, "the flood was over before the other was served"
+    assert left > 500, "the flood ended too early for this test"
     running.turn(10)
     assert left - 100 <= len(session.stream.input) // 7 < left, "not at most ten a turn"
 
@@ -554,7 +554,7 @@ def test_client_that_asks_in_pieces_without_reading_is_read_no_more(start, loop,
     if message != b"RECV,0;":
         answer += error(protocol.NO_SUCH_BATCH % 9)
     running.say(peer, init(batch, batch), b"ACK;")
-    # requests at a time, over the mark at once, where nothing is left for another turn
+    # requests at a time: enough to exceed the mark at once
     portion = 20000 // len(answer) + 1
     count = 0
     for _ in range(2000):

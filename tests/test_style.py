@@ -16,7 +16,7 @@ FILES = sorted(os.path.relpath(path, ROOT)
                for path in glob.glob(os.path.join(ROOT, pattern)))
 PACKAGE = [path for path in FILES if path.startswith("numseq" + os.sep)]
 TESTS = [path for path in FILES if os.path.basename(path).startswith("test_")]
-# Methods of the protocols that Loop, Stream and the stores define: described there, and overridden elsewhere.
+# Methods of the protocols of loop.py, stream.py and store.py: described there, and implemented elsewhere.
 PROTOCOL = {"fileno", "on_events", "received", "closed", "connected", "take_up", "settle", "abort",
             "create", "open", "release", "close"}
 DEFINITIONS = ast.FunctionDef, ast.ClassDef
