@@ -26,9 +26,8 @@ VERSIONS_LEAST = 4  # that may not be missing then
 
 LARGE_ID = "00000000-0000-4000-8000-000000000000"
 LARGE = 65535  # numbers: one request after the other, they take several times as long as SESSION_TIMEOUT
-# seconds, of the servers here at first; a session that does not fit a busy machine gets more
-SESSION_TIMEOUT = 0.15
-LONG_TIMEOUT = 600  # seconds: no session is dropped
+SESSION_TIMEOUT = 0.15  # seconds at first; where that is too short for a busy machine, it is doubled
+LONG_TIMEOUT = 600  # seconds: no session is dropped, and no sequence forgotten
 ATTEMPTS = 20  # sessions with other timeouts
 SECONDS_MOST = WAIT_SECONDS  # one process, to end what hangs
 
@@ -208,7 +207,8 @@ def end(process):
 def serving(build, folder, session_timeout=LONG_TIMEOUT, **variables):
     """The port of a server, which has to end with status 0 and nothing on standard error."""
     port = free_port() if 1 in build.closed else 0
-    process = build.start("server", [port, "--session-timeout", session_timeout], folder, **variables)
+    arguments = [port, "--session-timeout", session_timeout, "--retention", LONG_TIMEOUT]
+    process = build.start("server", arguments, folder, **variables)
     try:
         if port:
             wait_until(lambda: _listens(port))

@@ -22,7 +22,8 @@ from numseq.stream import Stream, listen
 HOST = "127.0.0.1"
 SECONDS = SLOW_SECONDS  # after which a process is killed because it hangs
 SHARED_SECONDS = 1800  # the same for a server that all tests of a file use
-SESSION_TIMEOUT = 600  # seconds: a busy machine ends no session, unless a test is about that
+SESSION_TIMEOUT = 600  # seconds: no session ends on a busy machine, unless a test is about that
+RETENTION = 600  # seconds: no sequence is forgotten either
 CLIENT_ID = "123e4567-e89b-12d3-a456-426614174000"
 # A NEW of 5 numbers with CLIENT_ID, in TEST_MODE.
 TRANSCRIPT_1 = """\
@@ -127,9 +128,10 @@ class ServerProgram(Program):
     def __init__(self, *options, cwd=ROOT, test_mode=True, run=None, variables=None, preexec=None,
                  seconds=SECONDS, session_timeout=SESSION_TIMEOUT):
         variables = dict(variables or {}, **({"TEST_MODE": "1"} if test_mode else {}))
+        times = ("--retention", RETENTION)
         if session_timeout is not None:
-            options += "--session-timeout", session_timeout
-        super().__init__((run or script("server")) + (0,) + options, cwd, variables, preexec=preexec,
+            times += "--session-timeout", session_timeout
+        super().__init__((run or script("server")) + (0,) + times + options, cwd, variables, preexec=preexec,
                          seconds=seconds)
         line = self.wait_for("\n").splitlines()[0]
         assert line.startswith("Listening on "), line
