@@ -1,7 +1,7 @@
 """What every store promises, held against each of them, and the requests in flight.
 
-The clock is the test's. For a real Redis the keys' times to live are made shorter instead, in steps of a second: there it is known to
-a second when something happens.
+The clock is the test's. For a real Redis the keys' times to live are made shorter instead, in steps of a
+second: there it is known to a second when something happens.
 """
 
 import random
