@@ -29,8 +29,8 @@ from .checksums import Checksums
 from .loop import OUTPUT_HIGH, READ_SIZE, Loop
 from .metrics import Exporter, Figures, families, summary
 from .session import ENDINGS, ERRORS, LAST_WORD, Farewell, Session
-from .store import ANSWERED, CLIENTS_MOST, EXISTS, FAILED, FULL, MISSING, RETENTION, Requests
-from .store_memory import MemoryStore
+from .store import ANSWERED, CLIENTS_MOST, EXISTS, FAILED, FULL, MISSING, RETENTION, SHARED
+from .store import Requests, from_url, scheme_of
 from .stream import LINGER_SECONDS, PORT_MOST, Listener, close_file, listen
 from .supervisor import BadActivation, Supervisor, listening_sockets
 
@@ -97,9 +97,12 @@ class Server:
 
     # ---- listening
 
-    def listen(self, host, port):
-        """Listens on every address of host (text, ASCII) and port; returns the addresses. Raises OSError."""
-        return self._listen_on(listen(self.loop, host, port, self._accepted, self._left_out))
+    def listen(self, host, port, reuse_port=False):
+        """Listens on every address of host (text, ASCII) and port; returns the addresses. Raises OSError.
+
+        With reuse_port, other servers may listen there too.
+        """
+        return self._listen_on(listen(self.loop, host, port, self._accepted, self._left_out, reuse_port))
 
     def listen_on(self, sockets):
         """Accepts from sockets that listen already; returns their addresses."""
@@ -370,6 +373,8 @@ def connections_limit(loop):
 DESCRIPTION = "Keeps sequences of numbers and sends them over connections that drop. With TEST_MODE in the " \
               "environment, a sequence follows from the client's id."
 
+STORE_VARIABLE = "NUMSEQ_STORE"  # in the environment: a list of processes shows no password of it
+
 DEFAULTS = {
     "host": "127.0.0.1",
     "session_timeout": SESSION_TIMEOUT,
@@ -378,6 +383,8 @@ DEFAULTS = {
     "connections_per_address": None,
     "metrics": None,
     "clients": CLIENTS_MOST,
+    "store": None,
+    "reuse_port": False,
     "unsent": OUTPUT_HIGH,
     "turn_bytes": READ_SIZE,
     "turn_messages": MESSAGES_MOST,
@@ -420,6 +427,12 @@ def parse_arguments(arguments, program):
     add("--connections-per-address", type=count, metavar="N",
         help="of these from one address, or one IPv6 /64 (any)")
     add("--clients", type=count, metavar="N", help="sequences kept at once (%(default)s)")
+    add("--store", metavar="URL",
+        help="where sequences are kept: memory:, file:PATH, "
+             "redis://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...][/DB] or redis+socket:///PATH "
+             "(from %s in the environment, or memory:)" % STORE_VARIABLE)
+    add("--reuse-port", action="store_true",
+        help="let other servers listen on the same port, such as one for each core; they need a shared store")
     add("--unsent", type=size, metavar="BYTES",
         help="unsent output of a connection above which it is not read (%(default)s)")
     add("--turn-bytes", type=size, metavar="BYTES",
@@ -441,6 +454,23 @@ def parse_arguments(arguments, program):
     return parser.parse_args(arguments)
 
 
+def make_store(settings, loop, forgotten, complain, environment):
+    """The store that the settings ask for. Raises ValueError where they are wrong, OSError where it fails."""
+    source, url = "--store", settings.store
+    if url is None:
+        source, url = STORE_VARIABLE, environment.get(STORE_VARIABLE) or "memory:"
+    try:
+        if settings.reuse_port and scheme_of(url) not in SHARED:
+            source = "--reuse-port"
+            raise ValueError("the servers need a store that they share: --store redis:// or redis+socket://")
+        return from_url(url, loop, forgotten, settings.retention, settings.clients, settings.session_timeout,
+                        sequence.DRAWING, complain)
+    except ValueError as error:
+        raise ValueError("%s: %s" % (source, error)) from None
+    except OSError as error:
+        raise OSError(error.errno, "%s: %s" % (source, error.strerror or error)) from None
+
+
 def serve(settings, program, environment=os.environ):
     """Runs the server until a signal; returns the exit status."""
     process.raise_files_most(WANTED_FILES)
@@ -458,7 +488,14 @@ def serve(settings, program, environment=os.environ):
         if not settings.quiet:
             lines.line("Purging client info for: " + client_id.decode("ascii"))
 
-    store = MemoryStore(loop, forgotten, settings.retention, settings.clients)
+    try:
+        store = make_store(settings, loop, forgotten, complain, environment)
+    except (ValueError, OSError) as error:
+        complain(getattr(error, "strerror", None) or str(error))
+        for output in (lines, complaints):
+            output.close()
+        loop.close()
+        return 1 if isinstance(error, OSError) else 2
     test_mode = "TEST_MODE" in environment
     server = Server(loop, store, complaints.line if settings.verbose else None, settings.session_timeout,
                     connections(settings, loop, complain), settings.turn_messages, test_mode,
@@ -473,7 +510,10 @@ def serve(settings, program, environment=os.environ):
     where = settings.host, settings.port
     try:
         passed = listening_sockets(environment)
-        addresses = server.listen_on(passed) if passed else server.listen(settings.host, settings.port)
+        if passed:
+            addresses = server.listen_on(passed)
+        else:
+            addresses = server.listen(settings.host, settings.port, settings.reuse_port)
         if settings.metrics:
             where = settings.metrics
             exporter.listen(*where)

@@ -36,6 +36,15 @@ FAILED = "failed"
 # All that a sequence can be made from again: the seed (bytes or text), how many numbers, the batch size.
 Record = collections.namedtuple("Record", ["seed", "n", "batch"])
 
+# What --store takes, by its scheme.
+SCHEMES = {
+    "memory": "memory:",
+    "file": "file:PATH",
+    "redis": "redis://HOST:PORT/DB",
+    "redis+socket": "redis+socket:///PATH",
+}
+SHARED = frozenset(["redis", "redis+socket"])  # schemes of stores that several servers can have
+
 # The states of a request; the second is also what one that was not refused came to.
 WAITING = "waiting"
 ANSWERED = "answered"
@@ -130,3 +139,47 @@ class _Request:
         requests._observed(refusal or ANSWERED, requests._loop.clock() - self._began)
         done, self._done = self._done, None
         done(record, refusal)
+
+
+def scheme_of(url):
+    """The scheme of a store's URL, one of SCHEMES. Raises ValueError."""
+    scheme, colon, _ = url.partition(":")
+    if not colon or scheme not in SCHEMES:
+        raise ValueError("a store is one of " + ", ".join(SCHEMES.values()))
+    return scheme
+
+
+def from_url(url, loop, forgotten, retention=RETENTION, clients_most=CLIENTS_MOST, session_timeout=1.0,
+             drawing=1, complain=lambda text: None):
+    """The store that a URL (text) names. Nothing of the other stores is imported.
+
+        memory:                                                   in this process
+        file:PATH                                                 survives it
+        redis://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...][/DB] shared by servers
+        redis+socket://[USER:PASSWORD@]/PATH[?db=DB]              the same
+
+    forgotten(client_id) is called for each record that is forgotten. session_timeout is how long a
+    connection lives (seconds), drawing the version of the way in which this server draws numbers.
+    complain(text) takes a line for a person.
+
+    Raises ValueError where the URL is wrong, and OSError where the store cannot be used. Both say why,
+    without the password.
+    """
+    scheme = scheme_of(url)
+    rest = url[len(scheme) + 1:]
+    if scheme == "memory":
+        if rest:
+            raise ValueError("memory: has nothing behind it")
+        from .store_memory import MemoryStore
+
+        return MemoryStore(loop, forgotten, retention, clients_most)
+    if scheme == "file":
+        if not rest or "\0" in rest:
+            raise ValueError("file: has a path behind it")
+        from .store_file import FileStore
+
+        return FileStore(rest, loop, forgotten, retention, clients_most, drawing, complain)
+    from . import store_redis
+
+    return store_redis.RedisStore(store_redis.parse_url(url), loop, forgotten, retention, clients_most,
+                                  session_timeout, drawing, complain)

@@ -13,18 +13,19 @@ FORGET_PAUSE = 0.01  # seconds between two batches: see MemoryStore._forget
 _PACKED = struct.Struct("<dHH?")
 
 
-def pack(record, deadline):
-    """A record (n and batch up to 65,535; text of ASCII) and its deadline as bytes."""
+def pack(entry, deadline):
+    """The record of an entry (n and batch up to 65,535; text of ASCII) and its deadline as bytes."""
+    record = entry[0]
     is_text = isinstance(record.seed, str)
     seed = record.seed.encode("ascii") if is_text else record.seed
     return _PACKED.pack(deadline, record.n, record.batch, is_text) + seed
 
 
-def unpack(packed):
-    """The record that was packed."""
+def unpack(client_id, packed):
+    """An entry with the record that was packed; nobody has it open."""
     _, n, batch, is_text = _PACKED.unpack_from(packed)
     seed = packed[_PACKED.size:]
-    return Record(seed.decode("ascii") if is_text else seed, n, batch)
+    return [Record(seed.decode("ascii") if is_text else seed, n, batch), 0]
 
 
 class MemoryStore:
@@ -62,7 +63,7 @@ class MemoryStore:
             if packed is None:
                 done(None, MISSING)
                 return
-            entry = self._open[client_id] = [unpack(packed), 0]
+            entry = self._open[client_id] = self._unpack(client_id, packed)
         entry[1] += 1
         done(entry[0], None)
 
@@ -71,7 +72,7 @@ class MemoryStore:
         if entry[1] == 1:
             deadline = self._loop.now + self._retention
             # Kept before it is closed: where there is no memory for that, nothing has changed.
-            self._kept[client_id] = pack(entry[0], deadline)
+            self._kept[client_id] = self._pack(entry, deadline)
             del self._open[client_id]
             if self._timer is None:
                 self._timer = self._loop.call_at(deadline, self._forget)
@@ -82,6 +83,13 @@ class MemoryStore:
     def close(self):
         """Drops the timer."""
         self._loop.cancel(self._timer)
+
+    # What a store with copies elsewhere does in its own way.
+    _pack = staticmethod(pack)
+    _unpack = staticmethod(unpack)
+
+    def _drop(self, client_id, packed):
+        self._forgotten(client_id)
 
     def _forget(self):
         """Forgets what is due.
@@ -98,8 +106,7 @@ class MemoryStore:
                 break
             due.append(client_id)
         for client_id in due:
-            del self._kept[client_id]
-            self._forgotten(client_id)
+            self._drop(client_id, self._kept.pop(client_id))
         # A dict that is iterated from its front passes over what was deleted there (1 ns each). The pause
         # keeps that under a percent of the time with as many records as there may be.
         self._timer = None

@@ -312,21 +312,20 @@ def grown(data, more):
 # ---- incoming connections
 
 
-def listen(loop, host, port, accepted, left_out=None):
+def listen(loop, host, port, accepted, left_out=None, reuse_port=False):
     """Listens on every address of host (text, ASCII) and port (0 takes a free one); returns the Listeners.
 
-    accepted(socket) is called for each connection. Raises OSError where an address cannot be had; one that is
-    not
-    there, or a family that the kernel lacks, is passed over as long as another works: left_out(address,
-    error) is
-    called for it.
+    accepted(socket) is called for each connection. With reuse_port, other processes of the same user may
+    listen there too, and the kernel spreads the connections. Raises OSError where an address cannot be had;
+    one that is not there, or a family that the kernel lacks, is passed over as long as another works:
+    left_out(address, error) is called for it.
     """
     listeners, refusals = [], []
     for family, address in resolve(host, port, socket.AI_PASSIVE):
         if listeners and not port:  # one free port for all families
             address = (address[0], listeners[0].address[1]) + address[2:]
         try:
-            listeners.append(Listener(loop, listening_socket(family, address), accepted))
+            listeners.append(Listener(loop, listening_socket(family, address, reuse_port), accepted))
         except OSError as error:
             refusals.append((address, error))
             if error.errno not in NO_SUCH_FAMILY:
@@ -526,11 +525,15 @@ def unblocked(connection):
     return connection
 
 
-def listening_socket(family, address):
+def listening_socket(family, address, reuse_port=False):
     """A non-blocking socket that listens on address; raises OSError."""
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or a restart waits for TIME_WAIT
+        if reuse_port:
+            if not hasattr(socket, "SO_REUSEPORT"):
+                raise OSError(errno.EOPNOTSUPP, "this system does not let processes share a port")
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
         if family == socket.AF_INET6:
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a socket of its own

@@ -1,247 +1,368 @@
 """What every store promises, held against each of them, and the requests in flight.
 
-The clock is the test's.
+The clock is the test's. For a real Redis the keys' times to live are made shorter instead, in steps of a
+second: there it is known to a second when something happens.
 """
 
 import random
 
 import pytest
 
-from helpers import pass_time
-from numseq.store import ANSWER_SECONDS, EXISTS, FAILED, MISSING, RETENTION, Requests
+from helpers import turn_until
+from numseq.store import ANSWER_SECONDS, EXISTS, FAILED, FULL, MISSING, RETENTION, Record, Requests
 from numseq.store_memory import MemoryStore
-from stores import OTHER, RECORD, LateStore, SlowStore, answer, id_of, keep as keep_now
+from redis_servers import RealRedis, ScriptedRedis
+from stores import OTHER, RECORD, LateStores, RealStores, SlowStore, Stores, answer, id_of, keep as keep_now
 
-LATE = 0.01  # seconds in which a late store answers
 A, B, C = map(id_of, range(10, 13))
 
-# {name: function(loop, forgotten, **options)}: every store that the suite is run against
-STORES = {
-    "memory": MemoryStore,
-    "late": lambda loop, forgotten, **options: LateStore(loop, MemoryStore(loop, forgotten, **options), LATE),
+
+@pytest.fixture(scope="module")
+def real_redis():
+    server = RealRedis()
+    yield server
+    server.close()
+
+
+# {name: function(request, loop, clock)}: every kind of store that the suite is run against
+KINDS = {
+    "memory": lambda request, loop, clock: Stores(loop, clock, "memory:"),
+    "late": lambda request, loop, clock: LateStores(loop, clock, "memory:"),
+    "file": lambda request, loop, clock: Stores(
+        loop, clock, "file:%s" % (request.getfixturevalue("tmp_path") / "store")),
+    "scripted redis": lambda request, loop, clock: Stores(loop, clock, ScriptedRedis(loop).url),
+    "scripted redis, a byte a turn": lambda request, loop, clock: Stores(
+        loop, clock, ScriptedRedis(loop, piece=1).url),
+    "real redis": lambda request, loop, clock: RealStores(
+        loop, clock, request.getfixturevalue("real_redis")),
+    "real redis on a socket": lambda request, loop, clock: RealStores(
+        loop, clock, request.getfixturevalue("real_redis"), db=3),
 }
 
 
-@pytest.fixture(params=STORES)
-def make_store(request, loop, forgotten):
-    """A function: a store of each kind, with options of its own."""
-    stores = []
-
-    def make(**options):
-        stores.append(STORES[request.param](loop, lambda client_id: forgotten.append((client_id, loop.now)),
-                                            **options))
-        return stores[-1]
-
-    yield make
-    for each in stores:
-        each.close()
+@pytest.fixture(params=KINDS)
+def stores(request, loop, clock):
+    """A Stores of each kind. None of them has anything to complain of."""
+    stores = KINDS[request.param](request, loop, clock)
+    yield stores
+    stores.close()
+    assert stores.lines == []
 
 
 @pytest.fixture
-def store(make_store):
-    return make_store()
-
-
-@pytest.fixture
-def ask(loop, clock):
-    """A function: what a store's method answers, now or later.
-
-    Each call must have been answered exactly once at the end.
-    """
-    asked = []
-
-    def ask_one(method, *arguments):
-        answers = []
-        asked.append(answers)
-        method(*arguments, lambda *each: answers.append(each))
-        before = clock()
-        while not answers and clock() < before + ANSWER_SECONDS:
-            loop.turn()
-        assert answers, "not answered within %g s" % ANSWER_SECONDS
-        return answers[0]
-
-    yield ask_one
-    assert [len(answers) for answers in asked] == [1] * len(asked)
-
-
-def near(seconds):
-    """A time, or times, give or take what a late store takes."""
-    return pytest.approx(seconds, abs=10 * LATE)
-
-
-def keep(ask, store, client_id, record=RECORD):
-    """Creates a record that nobody has open."""
-    assert ask(store.create, client_id, record) == (record, None)
-    assert ask(store.release, client_id) == ()
+def store(stores):
+    return stores.make()
 
 
 # ---- create, open, release
 
 
-def test_opened_record_is_the_created_one(ask, store):
-    assert ask(store.create, A, RECORD) == (RECORD, None)
-    assert ask(store.create, B, OTHER) == (OTHER, None)
-    assert ask(store.open, A) == (RECORD, None)
-    assert ask(store.release, A) == ()
-    assert ask(store.release, A) == ()
-    assert ask(store.open, A) == (RECORD, None)
-    assert ask(store.open, B) == (OTHER, None)
+def test_opened_record_is_the_created_one(stores, store):
+    assert stores.answer(store.create, A, RECORD) == (RECORD, None)
+    assert stores.answer(store.create, B, OTHER) == (OTHER, None)
+    assert stores.answer(store.open, A) == (RECORD, None)
+    assert stores.answer(store.release, A) == ()
+    assert stores.answer(store.release, A) == ()
+    assert stores.answer(store.open, A) == (RECORD, None)
+    assert stores.answer(store.open, B) == (OTHER, None)
+    assert len(store) == 2
 
 
-def test_open_record_is_not_created_again(ask, store):
-    ask(store.create, A, RECORD)
-    assert ask(store.create, A, OTHER) == (None, EXISTS)
-    assert ask(store.open, A) == (RECORD, None)
+@pytest.mark.parametrize("record", [
+    Record(bytes(16), 0, 1), Record(b"\xff" * 16, 65535, 65535), Record(b",\r\n;$*+-:", 1, 1),
+    Record(A.decode("ascii"), 5, 5), Record("", 1, 1),
+])
+def test_any_record_comes_back_as_it_was(stores, store, record):
+    stores.keep(store, A, record)
+    assert stores.answer(store.open, A) == (record, None)
 
 
-def test_retained_record_is_not_created_again(ask, store):
-    keep(ask, store, A)
-    assert ask(store.create, A, OTHER) == (None, EXISTS)
-    assert ask(store.open, A) == (RECORD, None)
+def test_open_record_is_not_created_again(stores, store):
+    stores.answer(store.create, A, RECORD)
+    assert stores.answer(store.create, A, OTHER) == (None, EXISTS)
+    assert stores.answer(store.open, A) == (RECORD, None)
 
 
-def test_unknown_record_is_missing(ask, store):
-    assert ask(store.open, A) == (None, MISSING)
+def test_retained_record_is_not_created_again(stores, store):
+    stores.keep(store, A)
+    assert stores.answer(store.create, A, OTHER) == (None, EXISTS)
+    assert stores.answer(store.open, A) == (RECORD, None)
 
 
-def test_ids_in_different_case_are_different(ask, store):
-    keep(ask, store, A.upper())
-    assert ask(store.open, A.upper()) == (RECORD, None)
-    assert ask(store.open, A) == (None, MISSING)
+def test_unknown_record_is_missing(stores, store):
+    assert stores.answer(store.open, A) == (None, MISSING)
+    assert len(store) == 0
 
 
-def test_refusal_opens_nothing(ask, store, loop, forgotten):
-    keep(ask, store, A)
-    ask(store.create, A, OTHER)
-    ask(store.open, B)
-    loop.run()
-    assert [client_id for client_id, _ in forgotten] == [A]
+def test_ids_in_different_case_are_different(stores, store):
+    mixed = A[:10].upper() + A[10:]
+    assert len({A, mixed, A.upper()}) == 3
+    for number, client_id in enumerate((A, mixed, A.upper())):
+        stores.keep(store, client_id, Record(b"0123456789abcdef", number, 1))
+    for number, client_id in enumerate((A, mixed, A.upper())):
+        assert stores.answer(store.open, client_id) == (Record(b"0123456789abcdef", number, 1), None)
+
+
+def test_refusal_opens_nothing(stores, store):
+    stores.keep(store, A)
+    stores.answer(store.create, A, OTHER)
+    stores.answer(store.open, B)
+    stores.pass_time(RETENTION + stores.slack)
+    assert [client_id for client_id, _ in stores.forgotten] == [A]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+def test_store_at_its_limit_creates_nothing(stores, kept):
+    store = stores.make(clients_most=3)
+    for number in range(3):
+        stores.answer(store.create, id_of(number), RECORD)
+    for number in range(kept):
+        stores.answer(store.release, id_of(number))
+    assert len(store) == 3
+    assert stores.answer(store.create, A, RECORD) == (None, FULL)
+    assert stores.answer(store.create, id_of(0), RECORD) == (None, EXISTS)
+    assert stores.answer(store.open, A) == (None, MISSING)
+    assert stores.answer(store.open, id_of(0)) == (RECORD, None)
+    assert len(store) == 3
+
+
+def test_forgotten_record_makes_place(stores):
+    store = stores.make(clients_most=1)
+    stores.keep(store, A)
+    assert stores.answer(store.create, B, RECORD) == (None, FULL)
+    stores.pass_time(RETENTION + stores.slack)
+    assert stores.answer(store.create, B, RECORD) == (RECORD, None)
 
 
 # ---- retention
 
 
-def test_record_is_kept_for_the_retention_and_then_forgotten_once(ask, store, loop, clock, forgotten):
-    keep(ask, store, A)
-    pass_time(loop, clock, RETENTION - 5 * LATE)
-    assert ask(store.create, A, OTHER) == (None, EXISTS)
-    released = clock() - RETENTION + 5 * LATE
-    pass_time(loop, clock, 10 * LATE)
-    assert forgotten == [(A, near(released + RETENTION))]
-    assert ask(store.open, A) == (None, MISSING)
-    assert ask(store.create, A, OTHER) == (OTHER, None)
-    pass_time(loop, clock, 10 * RETENTION)
-    assert len(forgotten) == 1
+def test_record_is_kept_for_the_retention_and_then_forgotten_once(stores, store):
+    stores.keep(store, A)
+    begin = stores.loop.now
+    stores.pass_time(RETENTION - stores.slack)
+    assert stores.forgotten == []
+    assert stores.answer(store.create, A, OTHER) == (None, EXISTS)
+    stores.pass_time(2 * stores.slack)
+    (client_id, when), = stores.forgotten
+    assert client_id == A
+    assert RETENTION - stores.early <= when - begin <= RETENTION + stores.slack
+    assert stores.answer(store.open, A) == (None, MISSING)
+    assert stores.answer(store.create, A, OTHER) == (OTHER, None)
+    stores.pass_time(2 * RETENTION)
+    assert len(stores.forgotten) == 1
 
 
-def test_record_is_never_forgotten_while_open(ask, store, loop, clock, forgotten):
-    ask(store.create, A, RECORD)
-    pass_time(loop, clock, 10 * RETENTION)
-    assert ask(store.open, A) == (RECORD, None)
-    ask(store.release, A)
-    pass_time(loop, clock, 10 * RETENTION)
-    assert forgotten == []
-    ask(store.release, A)
-    pass_time(loop, clock, RETENTION + 5 * LATE)
-    assert len(forgotten) == 1
+def test_record_is_never_forgotten_while_open(stores):
+    """For as long as a session may last."""
+    store = stores.make(session_timeout=10 * RETENTION)
+    stores.answer(store.create, A, RECORD)
+    stores.pass_time(2.5 * RETENTION)
+    assert stores.answer(store.open, A) == (RECORD, None)
+    stores.answer(store.release, A)
+    stores.pass_time(2.5 * RETENTION)
+    assert stores.forgotten == []
+    assert stores.answer(store.create, A, RECORD) == (None, EXISTS)
+    stores.answer(store.release, A)
+    stores.pass_time(RETENTION + stores.slack)
+    assert len(stores.forgotten) == 1
+    assert stores.answer(store.open, A) == (None, MISSING)
 
 
-def test_retention_counts_from_the_last_release(ask, store, loop, clock, forgotten):
-    ask(store.create, A, RECORD)
-    ask(store.open, A)
-    ask(store.release, A)
-    pass_time(loop, clock, 7)
-    ask(store.release, A)
-    released = loop.now
-    loop.run()
-    assert forgotten == [(A, near(released + RETENTION))]
+def test_retention_counts_from_the_last_release(stores, store):
+    stores.answer(store.create, A, RECORD)
+    stores.answer(store.open, A)
+    stores.answer(store.release, A)
+    stores.pass_time(0.5)
+    stores.answer(store.release, A)
+    released = stores.loop.now
+    stores.pass_time(RETENTION + stores.slack)
+    (client_id, when), = stores.forgotten
+    assert RETENTION - stores.early <= when - released <= RETENTION + stores.slack
 
 
-def test_opening_again_moves_the_deadline(ask, store, loop, clock, forgotten):
-    keep(ask, store, A)
-    for _ in range(5):
-        pass_time(loop, clock, 0.9 * RETENTION)
-        ask(store.open, A)
-        ask(store.release, A)
-    assert forgotten == []
-    released = loop.now
-    loop.run()
-    assert forgotten == [(A, near(released + RETENTION))]
+def test_opening_again_moves_the_deadline(stores, store):
+    stores.keep(store, A)
+    for _ in range(4):
+        stores.pass_time(0.9 * RETENTION)
+        assert stores.answer(store.open, A) == (RECORD, None)
+        stores.answer(store.release, A)
+    assert stores.forgotten == []
+    released = stores.loop.now
+    stores.pass_time(RETENTION + stores.slack)
+    (client_id, when), = stores.forgotten
+    assert RETENTION - stores.early <= when - released <= RETENTION + stores.slack
 
 
-def test_opening_one_again_leaves_the_deadlines_of_others(ask, store, loop, clock, forgotten):
-    begin = loop.now
+def test_opening_one_again_leaves_the_deadlines_of_others(stores, store):
+    begin = stores.loop.now
     for client_id in (A, B, C):
-        keep(ask, store, client_id)
-    pass_time(loop, clock, 10)
-    ask(store.open, A)
-    pass_time(loop, clock, 10)
-    ask(store.release, A)
-    loop.run()
-    times = [(client_id, when - begin) for client_id, when in forgotten]
-    assert [client_id for client_id, _ in times] == [B, C, A]
-    assert [when for _, when in times] == near([RETENTION, RETENTION, RETENTION + 20])
+        stores.keep(store, client_id)
+    stores.pass_time(10)
+    stores.answer(store.open, A)
+    stores.pass_time(0.5)
+    stores.answer(store.release, A)
+    stores.pass_time(RETENTION + stores.slack)
+    assert [client_id for client_id, _ in stores.forgotten] == [B, C, A]
+    for (client_id, when), expected in zip(stores.forgotten, [RETENTION, RETENTION, RETENTION + 10.5]):
+        assert expected - stores.early <= when - begin <= expected + stores.slack
 
 
-def test_records_are_forgotten_in_the_order_of_their_release(ask, store, loop, clock, forgotten):
-    ids = [id_of(i) for i in range(50)]
-    for client_id in ids:
-        ask(store.create, client_id, RECORD)
-    random.Random(1).shuffle(ids)
-    released = {}
-    for client_id in ids:
-        pass_time(loop, clock, 0.5)
-        ask(store.release, client_id)
-        released[client_id] = loop.now
-    loop.run()
-    assert [client_id for client_id, _ in forgotten] == ids
-    for client_id, when in forgotten:
-        assert when == near(released[client_id] + RETENTION)
+@pytest.mark.parametrize("retention", [0.25, 2.5, 10 ** 6])
+def test_retention_is_configurable(stores, retention):
+    store = stores.make(retention=retention)
+    stores.keep(store, A)
+    stores.pass_time(min(0.9 * retention, 50))
+    assert stores.forgotten == []
+    if retention < 10:
+        stores.pass_time(0.1 * retention + stores.slack)
+        assert [client_id for client_id, _ in stores.forgotten] == [A]
 
 
-@pytest.mark.parametrize("retention", [0.1, 2.5, 10 ** 9])
-def test_retention_is_configurable(ask, make_store, loop, retention, forgotten):
-    store = make_store(retention=retention)
-    begin = loop.now
-    keep(ask, store, A)
-    loop.run()
-    assert forgotten == [(A, near(begin + retention))]
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_record_exists_exactly_when_it_should_after_any_history(ask, make_store, loop, clock, seed):
+@pytest.mark.parametrize("seed", range(3))
+def test_record_exists_exactly_when_it_should_after_any_history(stores, seed):
     """Against the plainest store: for each id how many have it open, and since when nobody has."""
-    store = make_store(retention=5)
+    retention = 5
+    slack = stores.slack + 0.05
+    store = stores.make(clients_most=6, retention=retention, session_timeout=10 ** 6)
     generator = random.Random(seed)
     users, since = {}, {}
-    for _ in range(600):
+    for _ in range(150):
         client_id = id_of(generator.randrange(8))
         action = generator.choice(["create", "open", "release", "release", "wait"])
         if action == "create":
-            expected = EXISTS if client_id in users else None
-            assert ask(store.create, client_id, RECORD)[1] == expected
+            expected = EXISTS if client_id in users else FULL if len(users) >= 6 else None
+            assert stores.answer(store.create, client_id, RECORD)[1] == expected
             if expected is None:
                 users[client_id] = 1
         elif action == "open":
-            assert ask(store.open, client_id)[1] == (None if client_id in users else MISSING)
+            assert stores.answer(store.open, client_id)[1] == (None if client_id in users else MISSING)
             if client_id in users:
                 users[client_id] += 1
         elif action == "release" and users.get(client_id):
-            ask(store.release, client_id)
+            stores.answer(store.release, client_id)
             users[client_id] -= 1
-            since[client_id] = loop.now
+            since[client_id] = stores.loop.now
         elif action == "wait":
-            pass_time(loop, clock, generator.choice([0.1, 1, 3]))
-            pass_time(loop, clock, 0.05)  # those due at nearly the same time go in rounds
-            for each in [each for each, count in users.items()
-                         if not count and loop.now >= since[each] + 5.05]:
-                del users[each]
-            for each in [each for each, count in users.items()
-                         if not count and loop.now >= since[each] + 4.95]:
-                if ask(store.open, each)[1] is MISSING:  # at its very deadline it may be either
+            stores.pass_time(generator.choice([0.1, 1, 3]))
+            idle = {each: stores.loop.now - since[each] for each, count in users.items() if not count}
+            if any(retention - slack < seconds < retention + slack for seconds in idle.values()):
+                stores.pass_time(2 * slack)  # close to a deadline it may be either
+                idle = {each: stores.loop.now - since[each] for each in idle}
+            for each, seconds in idle.items():
+                if seconds >= retention + slack:
                     del users[each]
-                else:
-                    users[each] += 1
+                elif seconds > retention - slack:
+                    if stores.answer(store.open, each)[1] is MISSING:
+                        del users[each]
+                    else:
+                        users[each] += 1
+        assert len(store) == len(users)
+
+
+def test_records_are_forgotten_in_the_order_of_their_release(stores, store):
+    ids = [id_of(number) for number in range(20)]
+    for client_id in ids:
+        stores.answer(store.create, client_id, RECORD)
+    random.Random(1).shuffle(ids)
+    released = {}
+    for client_id in ids:
+        stores.pass_time(0.5)
+        stores.answer(store.release, client_id)
+        released[client_id] = stores.loop.now
+    stores.pass_time(RETENTION + stores.slack)
+    assert [client_id for client_id, _ in stores.forgotten] == ids
+    for client_id, when in stores.forgotten:
+        assert -stores.early <= when - released[client_id] - RETENTION <= stores.slack
+
+
+# ---- its end
+
+
+def test_closed_store_has_answered_every_request(stores, store):
+    stores.keep(store, A)
+    answers = []
+    store.create(B, RECORD, lambda *answer: answers.append(answer))
+    store.open(A, lambda *answer: answers.append(answer))
+    store.close()
+    assert len(answers) == 2
+    assert answers[0] in ((RECORD, None), (None, FAILED))
+    stores.pass_time(RETENTION + stores.slack)
+    assert len(answers) == 2
+    assert stores.forgotten == []
+
+
+def test_closed_store_leaves_nothing_on_the_loop(stores, loop):
+    before = loop.timers(), len(loop.poller.watched)
+    store = stores.make()
+    stores.keep(store, A)
+    store.close()
+    turns = []
+    turn_until(loop, lambda: turns.append(None) or len(turns) > 5)
+    assert (loop.timers(), len(loop.poller.watched)) == before
+
+
+def test_unused_store_can_be_closed(stores, loop):
+    before = loop.timers()
+    stores.make().close()
+    assert loop.timers() == before
+
+
+# ---- several servers on one store
+
+
+@pytest.fixture
+def fleet(stores):
+    """Two stores of two servers."""
+    if not stores.url.startswith("redis"):
+        pytest.skip("it is not shared")
+    return stores.make(), stores.make()
+
+
+def test_record_created_at_one_server_opens_at_another(stores, fleet):
+    here, there = fleet
+    stores.answer(here.create, A, RECORD)
+    assert stores.answer(there.create, A, OTHER) == (None, EXISTS)
+    assert stores.answer(there.open, A) == (RECORD, None)
+    stores.answer(here.release, A)
+    stores.answer(there.release, A)
+    assert stores.answer(here.open, A) == (RECORD, None)
+
+
+def test_server_that_released_last_announces_the_purge(stores, fleet):
+    here, there = fleet
+    stores.keep(here, A)
+    stores.pass_time(20)
+    stores.answer(there.open, A)
+    stores.answer(there.release, A)
+    released = stores.loop.now
+    stores.pass_time(20)
+    assert stores.forgotten == []
+    assert stores.answer(here.create, A, OTHER) == (None, EXISTS)
+    stores.pass_time(10 + stores.slack)
+    (client_id, when), = stores.forgotten
+    assert RETENTION - stores.early <= when - released <= RETENTION + stores.slack
+
+
+def test_release_at_one_server_leaves_what_another_has_open(stores, fleet):
+    here, there = (stores.make(session_timeout=10 * RETENTION) for _ in range(2))
+    stores.answer(here.create, A, RECORD)
+    stores.pass_time(0.5)
+    stores.answer(there.open, A)
+    stores.answer(there.release, A)
+    stores.pass_time(2 * RETENTION)
+    assert stores.forgotten == []
+    assert stores.answer(there.open, A) == (RECORD, None)
+
+
+def test_record_open_at_a_dead_server_outlives_it_by_its_lease(stores, fleet):
+    here, there = fleet
+    stores.answer(here.create, A, RECORD)
+    here.close()
+    stores.pass_time(RETENTION)
+    assert stores.answer(there.create, A, OTHER) == (None, EXISTS)
+    stores.pass_time(1 + stores.slack)
+    assert stores.answer(there.create, A, OTHER) == (OTHER, None)
 
 
 # ---- requests in flight

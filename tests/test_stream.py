@@ -229,7 +229,7 @@ def test_family_that_the_kernel_lacks_is_left_out(loop, monkeypatch, missing):
     plain = module.listening_socket
     calls = []
 
-    def without_one(family, address):
+    def without_one(family, address, *options):
         calls.append(family)
         if len(calls) - 1 == missing:
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
