@@ -3,10 +3,10 @@
 
 The others are the same protocol on asyncio and on uvloop (bench/peer.py), and a bare loop that receives and
 sends the same bytes without a protocol (bench/ceiling.py). All take turns, each time as a new process. It
-needs Linux, and takes two minutes. How each figure is made is printed below its table. uvloop is measured
+needs Linux, and takes five minutes. How each figure is made is printed below its table. uvloop is measured
 where the interpreter has it.
 
-    python bench/run.py --table growth    # how cost grows, in another two minutes
+    python bench/run.py --table growth    # how cost grows, in another three minutes
     python bench/run.py --quick           # rough figures
 """
 
