@@ -22,7 +22,7 @@ from programs import environment
 RUN = os.path.join(ROOT, "bench", "run.py")
 FIGURES = {
     "compared": ["roundtrip-1", "roundtrip-8", "roundtrip-32", "roundtrip-256", "roundtrip-1000", "pipelined",
-                 "session-5", "session-1000", "stall", "idle", "retained", "peak", "start"],
+                 "session-5", "session-1000", "stall", "stall-whole", "idle", "retained", "peak", "start"],
     "growth": ["1-of-1000", "8-of-1000", "32-of-1000", "256-of-1000", "1000-of-1000", "4000-of-1000",
                "32-of-5", "32-of-10000", "32-of-65535", "1000-of-5", "1000-of-10000", "1000-of-65535",
                "left-0", "left-1000", "left-2000", "timers-0", "timers-1000", "timers-100000"],
