@@ -188,7 +188,7 @@ def test_wrong_index_costs_no_more_than_a_right_one(loop, counted):
     assert calls == ["recv", "send"]
 
 
-def test_session_costs_three_recvs_three_sends_and_one_unregister(loop, server, sockets, monkeypatch):
+def test_session_costs_a_recv_and_send_per_request_and_its_end(loop, server, sockets, monkeypatch):
     peer = connect(server)
     sockets.append(peer)
     turn_until(loop, lambda: server.sessions)
@@ -204,8 +204,9 @@ def test_session_costs_three_recvs_three_sends_and_one_unregister(loop, server, 
     for request in protocol.encode(protocol.INIT, client_id(0), b"5", b"5"), b"RECV,0;", b"FIN;":
         peer.sendall(request)
         read_messages(loop, peer, 1)
-    turn_until(loop, lambda: not server.sessions)
-    assert calls == ["recv", "send"] * 3 + ["unregister"]
+    peer.close()
+    turn_until(loop, lambda: "unregister" in calls)
+    assert calls == ["recv", "send"] * 3 + ["recv", "unregister"], "the last recv is the peer's end"
 
 
 def open_group(loop, server, sockets, group):
