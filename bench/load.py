@@ -340,7 +340,8 @@ def round_trips(load, settings):
     askers = open_askers(load, settings.count, windows, settings)
     load.asking = True
     for asker in askers:
-        asker.ask()
+        if asker.open:  # else its second is over, and it asks once it has continued
+            asker.ask()
     return load.run_for(settings.seconds)
 
 
@@ -391,12 +392,12 @@ def peak(load, settings):
 def stall(load, settings):
     """Seconds that a RECV waits at most behind one request of a client of the longest sequence.
 
-    That request is the first RECV, or the FIN, which draws the numbers as well: it is a new connection's. The
+    That request is the first RECV of a batch, or the FIN of a new connection, which draws the numbers again. The
     median of `count` such clients.
     """
     longest = []
     for _ in range(settings.count):
-        waiting, busy = Caller(load.port, settings.batch), Caller(load.port, N_MOST)
+        waiting, busy = Caller(load.port, 5), Caller(load.port, settings.batch)
         waiting.open()
         waiting.exchange(b"RECV,0;", 1)
         waits = []

@@ -93,10 +93,10 @@ class Numbers:
     def __init__(self, seed, n):
         self._seed = seed
         self._n = n
-        self._blocks = {}  # from number to the block (bytes), of those that are drawn
+        self._blocks = {}  # from number to block (bytes), of those that are drawn; None once all are
         self._whole = None  # all numbers (bytes), once all blocks are drawn
         if n <= BLOCK or isinstance(seed, str):
-            self._whole = draw(seed, 0, n)
+            self._whole, self._blocks = draw(seed, 0, n), None
 
     def slice(self, first, last):
         """The numbers first to last - 1 (bytes), as far as there are any."""

@@ -57,7 +57,8 @@ OVER_LIMIT, OVER_ADDRESS_LIMIT, NO_FILES, NO_MEMORY, UNWATCHED = (
     "limit", "limit_of_its_address", "no_files", "no_memory", "not_watched")
 REFUSAL_REASONS = OVER_LIMIT, OVER_ADDRESS_LIMIT, NO_FILES, NO_MEMORY, UNWATCHED
 
-# bytes of numbers kept for connections, one byte each; beyond, the oldest are dropped
+# bytes of numbers kept for connections, one byte each; beyond, the oldest are dropped. Sequences of one block do
+# not count: CONNECTIONS_MOST of them are 17 MB
 DRAWN_MOST = 32 * 1024 * 1024
 
 
@@ -284,6 +285,8 @@ class Server:
 
     def drawn(self, session, size):
         """Bounds the memory of drawn numbers: beyond it, the session that drew first drops its numbers."""
+        if size <= sequence.BLOCK:
+            return
         self._drawn[session] = size
         self._drawn_bytes += size
         while self._drawn_bytes > DRAWN_MOST and len(self._drawn) > 1:

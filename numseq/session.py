@@ -69,7 +69,8 @@ class Session:
                     stream.resume()
                     return
                 began = server.loop.clock()
-            answered = answer_receives(data, self._draw(), batch, self._run_most)
+            numbers = self._numbers or self._draw()
+            answered = answer_receives(data, numbers, batch, self._run_most)
             if answered is not None:
                 answers, taken = answered
                 stream.write(answers)
@@ -230,16 +231,16 @@ class Session:
 
     def slice(self, first, last):
         """The numbers first to last - 1 of the sequence, as far as there are any."""
-        return self._draw().slice(first, last)
+        return (self._numbers or self._draw()).slice(first, last)
 
     def _draw(self):
-        if self._numbers is None:
-            self._numbers = Numbers(self.record.seed, self.record.n)
-            # A run of RECVs fills the output to twice the high-water mark at most.
-            longest = self.record.batch * protocol.NUMBER_BYTES
-            self._run_most = min(self.server.loop.output_high // longest + 1, self.server.messages_most,
-                                 RUN_MOST)
-            self.server.drawn(self, self.record.n)
+        """Makes the session's Numbers, which the server may have dropped since the last request."""
+        n, batch = self.record.n, self.record.batch
+        self._numbers = Numbers(self.record.seed, n)
+        # A run of RECVs fills the output to twice the high-water mark at most.
+        longest = batch * protocol.NUMBER_BYTES
+        self._run_most = min(self.server.loop.output_high // longest + 1, self.server.messages_most, RUN_MOST)
+        self.server.drawn(self, n)
         return self._numbers
 
     def undraw(self):
