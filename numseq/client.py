@@ -41,6 +41,17 @@ STATUSES = """exit statuses:
   130  interrupted; CONTINUE can go on
   141  nobody reads the output"""
 
+CHECK_DESCRIPTION = "Proves a link: fetches sequences over and over, and verifies every number."
+CHECK_STATUSES = """exit statuses:
+  0    every sequence was completed and verified
+  1    a checksum does not match: numbers arrived wrong
+  2    the command line is wrong
+  4    a sequence was given up, or none was completed
+  5    the server broke the protocol
+  74   the output cannot be written
+  129  ended by SIGHUP, 143 by SIGTERM; SIGINT ends it as if its time were over
+  141  nobody reads the output"""
+
 
 def parse_arguments(arguments, program):
     """The settings (a namespace).
@@ -82,12 +93,19 @@ def parse_arguments(arguments, program):
         add("-q", "--quiet", action="store_true", help="print only the result")
         add("--no-progress", dest="progress", action="store_false", help="show no progress on a terminal")
         add("--version", action="version", version=options.VERSION)
+    prove = commands.add_parser("CHECK", help="prove a link", description=CHECK_DESCRIPTION,
+                                epilog=CHECK_STATUSES, formatter_class=options.RawDescription)
+    if "CHECK" in arguments:
+        from . import check
+
+        check.add_options(prove.add_argument)
+        prove.set_defaults(run=check.run)
     if not arguments:
         parser.print_help(sys.stderr)
         parser.exit(2)
     settings = parser.parse_args(arguments)
     if settings.command is None:
-        parser.error("a command is missing: NEW or CONTINUE")
+        parser.error("a command is missing: NEW, CONTINUE or CHECK")
     return settings
 
 
@@ -186,6 +204,8 @@ def main(arguments=None, program=None):
     program = program or os.path.basename(sys.argv[0])
     try:
         settings = parse_arguments(sys.argv[1:] if arguments is None else arguments, program)
+        if settings.command == "CHECK":
+            return settings.run(settings, program)
         return Command(settings, program).run()
     except KeyboardInterrupt:  # before the loop has taken over
         return INTERRUPTED

@@ -24,10 +24,15 @@ class Console:
     Other processes may have the file open too, so nothing of it is changed. Lines that nobody reads in time,
     or that
     cannot be written, are dropped and counted; once the file takes some again, a line there says how many.
+
+    missing  that line (bytes, with %d)
+    gone     gone() is called when a write finds that nobody reads a pipe any more
     """
 
-    def __init__(self, loop, file):
+    def __init__(self, loop, file, missing=MISSING, gone=lambda: None):
         self.loop = loop
+        self._missing = missing
+        self._gone = gone
         self.interest = 0
         self.dropped = 0  # dropped lines not yet reported in the file
         self.dropped_ever = 0
@@ -77,15 +82,17 @@ class Console:
             self.loop.watch(self, 0)
 
     def close(self):
-        """Writes what the file takes at once."""
+        """Writes what the file takes at once; returns the rest (bytes)."""
         for _ in range(WAITING_MOST // WRITE_MOST + 1):
             if self._file is not None and (self._waiting or self.dropped):
                 self._write()
+        left = bytes(self._waiting)
         if self._file is not None:
             self.loop.watch(self, 0)
             self._file = None
             self._waiting = bytearray()
             self._close()
+        return left
 
     def _drop(self, count):
         self.dropped += count
@@ -98,15 +105,17 @@ class Console:
         """
         notice = b""
         if self._failed:  # what was dropped is told in its place
-            notice = (b"\n" if self._torn else b"") + MISSING % self.dropped
+            notice = (b"\n" if self._torn else b"") + self._missing % self.dropped
         try:
             with memoryview(notice or self._waiting) as view, view[:WRITE_MOST] as head:
                 written = self._write_some(head) if head else 0
         except (BlockingIOError, InterruptedError):
             written = 0
         # the reader has gone, or the disk is full; another reader may come, or the disk be cleared
-        except OSError:
+        except OSError as error:
             self.abort()
+            if isinstance(error, BrokenPipeError):
+                self._gone()
             return False
         if notice and written:
             self._waiting[:0] = notice
@@ -121,7 +130,7 @@ class Console:
             except PermissionError:  # epoll refuses a disk and a null device
                 self._pollable = False
         if self.dropped and not self._waiting and not self._failed:
-            self._waiting += MISSING % self.dropped
+            self._waiting += self._missing % self.dropped
             self.dropped = 0
             self.loop.attention[self] = None
         return bool(self._waiting) and not self._pollable

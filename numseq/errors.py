@@ -34,9 +34,17 @@ class Refused(FetchError):
 
 
 class ConnectionLost(FetchError):
-    """The connection could not be made, was lost, or fell silent."""
+    """The connection could not be made, was lost, or fell silent.
+
+    cause   the OSError: a TimeoutError where it fell silent, a socket.gaierror where the look-up failed;
+            None where the server closed the connection
+    """
 
     status = 4
+
+    def __init__(self, message, resumable=False, cause=None):
+        super().__init__(message, resumable)
+        self.cause = cause
 
 
 class ProtocolBroken(FetchError):

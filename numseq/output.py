@@ -83,12 +83,16 @@ def status_without_output(error, program):
 
 
 def put_numbers(path, numbers):
-    """Writes the numbers (bytes), one per line, to a file, replaced as a whole; `-` is standard output.
+    """Writes the numbers (bytes), one per line, to a file, as put_file does."""
+    place = digits.place(b"\n")
+    put_file(path, digits.unpad(digits.pad(numbers, place, len(place))))
+
+
+def put_file(path, text):
+    """Writes text (bytes) to a file, which is replaced as a whole; `-` is standard output.
 
     Raises BrokenPipeError, and OutputFailed for any other failure.
     """
-    place = digits.place(b"\n")
-    text = digits.unpad(digits.pad(numbers, place, len(place)))
     try:
         if path == "-":
             if sys.stdout is not None:

@@ -33,6 +33,22 @@ UNKNOWN = "unknown"  # an INIT was sent, but not answered
 PRESENT = "present"
 
 
+class Observer:
+    """What a Fetch tells of its connections. This one ignores it."""
+
+    def connected(self):
+        """A connection is established."""
+
+    def sent(self, messages):
+        """Whole messages (bytes) are on their way."""
+
+    def received(self, data):
+        """There is more input, or its end. `data` (bytes) is what is not handled yet, old and new."""
+
+    def lost(self, error):
+        """The connection was lost, or not made: error is a ConnectionLost, or a Refused that passes."""
+
+
 class Fetch:
     """One sequence being fetched, over as many connections as it takes. Any number of them can share a loop.
 
@@ -44,10 +60,11 @@ class Fetch:
     timeout   seconds of silence after which a connection is given up
     retry     retries without progress before the fetch is given up
     watch     watch(event, detail) is called for each event: see output.TRANSCRIPT. It excludes the fast path.
+    observer  told of each connection, at little cost: see Observer
     """
 
     def __init__(self, loop, host, port, journal, done, resume=False, window=WINDOW, timeout=TIMEOUT, retry=0,
-                 watch=None):
+                 watch=None, observer=None):
         self.loop = loop
         self.journal = journal
         self.checksum = None  # the server's, at the end
@@ -60,6 +77,7 @@ class Fetch:
         self._timeout = timeout
         self._retry = retry
         self._watch = watch
+        self._observer = observer or Observer()
         self._failures = 0  # in a row, without progress
         self._link = None  # a Connector or a Stream; None between connections and at the end
         self._timer = None
@@ -85,7 +103,7 @@ class Fetch:
             self._link = connect(self.loop, *self._address, handler=self)
         except OSError as error:  # of the look-up
             self.loop.cancel(self._timer)
-            lost = ConnectionLost(str(error))
+            lost = ConnectionLost(str(error), cause=error)
             self._timer = self.loop.call_later(0, lambda: self._lost(lost))  # once the caller has this object
 
     def _unlink(self):
@@ -98,9 +116,15 @@ class Fetch:
         if self._heard + self._timeout > self.loop.now:
             self._timer = self.loop.call_at(self._heard + self._timeout, self._check_silence)
         else:
-            self._lost(ConnectionLost("no answer for %g s" % self._timeout))
+            self._lost(ConnectionLost("no answer for %g s" % self._timeout, cause=TimeoutError()))
+
+    @property
+    def phase(self):
+        """What the connection waits for: OPENING, RECEIVING or FINISHING."""
+        return self._phase
 
     def connected(self, stream):
+        self._observer.connected()
         self._link = stream
         self._heard = self.loop.now
         if self._sequence is ABSENT:
@@ -112,10 +136,12 @@ class Fetch:
 
     def closed(self, stream, error):
         if self._link is not None:  # not closed by this side
-            self._lost(ConnectionLost(str(error) if error else "The server closed the connection"))
+            text = str(error) if error else "The server closed the connection"
+            self._lost(ConnectionLost(text, cause=error))
 
     def _lost(self, error):
         """The connection is gone or useless: retries, or ends."""
+        self._observer.lost(error)
         self._unlink()
         self.drops += 1
         error.resumable = self._sequence is PRESENT
@@ -137,6 +163,7 @@ class Fetch:
     # ---- replies
 
     def received(self, stream):
+        self._observer.received(stream.input)
         self._heard = self.loop.now
         had = len(self.journal.numbers)
         error = None
@@ -249,6 +276,7 @@ class Fetch:
         if self._watch:
             for message in messages.split(b";")[:-1]:
                 self._watch("sending", protocol.printable(message) + ";")
+        self._observer.sent(messages)
         self._link.write(messages)
 
     def _fail(self, error):

@@ -28,8 +28,8 @@ def console_on(loop):
     """A function: a Console for a file, or for None."""
     consoles = []
 
-    def make(file):
-        consoles.append(Console(loop, file_of(file)))
+    def make(file, **options):
+        consoles.append(Console(loop, file_of(file), **options))
         return consoles[-1]
 
     yield make
@@ -318,6 +318,38 @@ def test_closed_console_closes_its_pipe(loop, console_on, pipe):
     assert theirs.read(100) == b"last\n"
     assert theirs.read(100) == b""
     assert len(loop.poller.selector.get_map()) == 0
+
+
+def test_close_returns_what_the_file_did_not_take(loop, console_on, pipe):
+    theirs, ours = pipe
+    console = console_on(ours)
+    write_lines(console, 0, 3000)
+    loop.turn()
+    left = console.close()
+    written = reader_of(theirs)()
+    assert (written + left.decode("ascii")).startswith(TEXT % 0 + "\n" + TEXT % 1)
+    assert left.endswith(b"\n")
+
+
+def test_line_for_missing_lines_can_be_another(loop, console_on, pipe):
+    theirs, ours = pipe
+    console = console_on(ours, missing=b'{"missing": %d}\n')
+    write_lines(console, 0, 5000)
+    loop.turn()
+    read = reader_of(theirs)
+    turn_until(loop, lambda: read().endswith("}\n"))
+    assert re.search(r'\n\{"missing": \d+\}\n$', read())
+
+
+def test_reader_that_is_lost_is_told(loop, console_on, pipe):
+    theirs, ours = pipe
+    told = []
+    console = console_on(ours, gone=lambda: told.append(True))
+    theirs.close()
+    for _ in range(3):
+        console.line("line")
+        loop.turn()
+    assert told
 
 
 def test_close_does_not_wait_for_a_reader(loop, console_on, pipe):
