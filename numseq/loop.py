@@ -134,26 +134,30 @@ class Loop:
 
     def turn(self):
         """One iteration."""
-        # 1. How long to wait: not at all if an object asks for attention, because its work is in buffers,
-        # which no
-        #    selector sees; else until the first timer. The selector rounds up, so that no wait is a busy one.
+        # 1. How long to wait: not at all if an object asks for attention, because its work is in buffers, which
+        #    no selector sees; else until the first timer. The selector rounds up, so that no wait is a busy one.
+        #    The time since the clock was last read is what the turn before took.
+        now = self.clock()
+        seconds = now - self.now
+        self.turn_seconds += seconds
+        if seconds >= SHORT_TURN:
+            self.turn_counts[int(seconds * 1e6).bit_length()] += 1
         first = self._first_timer()
         if self.attention:
             timeout = 0
         elif first is not None:
-            timeout = min(max(first[0] - self.clock(), 0), WAIT_LIMIT)
+            timeout = min(max(first[0] - now, 0), WAIT_LIMIT)
         else:
             timeout = WAIT_LIMIT
         # 2. Wait.
         try:
             events = self.poller.wait(timeout)
-        # what fails once may fail again at once: the sleep keeps that from spinning
-        except Exception as error:
+        except Exception as error:  # it may fail again at once: the sleep keeps that from spinning
             events = ()
             self.report(error)
             self._sleep(WAIT_PAUSE)
         # 3. Read the clock.
-        self.now = now = self.clock()
+        self.now = self.clock()
         self.turns += 1
         # 4. Take up the work that is left in buffers.
         left = {}  # to be taken up next turn
@@ -190,11 +194,6 @@ class Loop:
         timers = self._timers
         if timers and timers[0][0] <= self.now:
             self._run_timers()
-        # 8. Count the turn, at 0.2 us. Nearly all are short, and those need no place of their own.
-        seconds = self.clock() - now
-        self.turn_seconds += seconds
-        if seconds >= SHORT_TURN:
-            self.turn_counts[int(seconds * 1e6).bit_length()] += 1
 
     def _settle(self, left):
         """Settles all that ask for attention, and puts into `left` what is to be taken up next turn."""
