@@ -134,9 +134,9 @@ class Loop:
 
     def turn(self):
         """One iteration."""
-        # 1. How long to wait: not at all if an object asks for attention, because its work is in buffers, which
-        #    no selector sees; else until the first timer. The selector rounds up, so that no wait is a busy one.
-        #    The time since the clock was last read is what the turn before took.
+        # 1. How long to wait: not at all if an object asks for attention, because its work is in buffers,
+        #    which no selector sees; else until the first timer. The selector rounds up, so that no wait is a
+        #    busy one. The time since the clock was last read is what the turn before took.
         now = self.clock()
         seconds = now - self.now
         self.turn_seconds += seconds
