@@ -33,8 +33,8 @@ WRITE = selectors.EVENT_WRITE
 READ_SIZE = 64 * 1024
 # unsent bytes above which a stream is not read: its peer sends requests, but reads no replies
 OUTPUT_HIGH = 256 * 1024
-# objects to settle before the next event: a send wakes a peer that sleeps, and later ones then find it awake (4
-# cost 7 % more with 32 connections); with 64 the kernel's data of the first has left the cache
+# objects to settle before the next event: a send wakes a peer that sleeps, and later ones then find it awake
+# (4 cost 7 % more with 32 connections); with 64 the kernel's data of the first has left the cache
 SETTLE_AFTER = 16
 TIMERS_PER_TURN = 256  # timers run per turn, so that thousands due at once do not starve the sockets
 COMPACT_ABOVE = 1024  # cancelled timers that may stay in the heap, however small it is
@@ -135,25 +135,29 @@ class Loop:
     def turn(self):
         """One iteration."""
         # 1. How long to wait: not at all if an object asks for attention, because its work is in buffers,
-        # which no
-        #    selector sees; else until the first timer. The selector rounds up, so that no wait is a busy one.
+        #    which no selector sees; else until the first timer. The selector rounds up, so that no wait is a
+        #    busy one. The time since the clock was last read is what the turn before took.
+        now = self.clock()
+        seconds = now - self.now
+        self.turn_seconds += seconds
+        if seconds >= SHORT_TURN:
+            self.turn_counts[int(seconds * 1e6).bit_length()] += 1
         first = self._first_timer()
         if self.attention:
             timeout = 0
         elif first is not None:
-            timeout = min(max(first[0] - self.clock(), 0), WAIT_LIMIT)
+            timeout = min(max(first[0] - now, 0), WAIT_LIMIT)
         else:
             timeout = WAIT_LIMIT
         # 2. Wait.
         try:
             events = self.poller.wait(timeout)
-        # what fails once may fail again at once: the sleep keeps that from spinning
-        except Exception as error:
+        except Exception as error:  # it may fail again at once: the sleep keeps that from spinning
             events = ()
             self.report(error)
             self._sleep(WAIT_PAUSE)
         # 3. Read the clock.
-        self.now = now = self.clock()
+        self.now = self.clock()
         self.turns += 1
         # 4. Take up the work that is left in buffers.
         left = {}  # to be taken up next turn
@@ -190,11 +194,6 @@ class Loop:
         timers = self._timers
         if timers and timers[0][0] <= self.now:
             self._run_timers()
-        # 8. Count the turn, at 0.2 us. Nearly all are short, and those need no place of their own.
-        seconds = self.clock() - now
-        self.turn_seconds += seconds
-        if seconds >= SHORT_TURN:
-            self.turn_counts[int(seconds * 1e6).bit_length()] += 1
 
     def _settle(self, left):
         """Settles all that ask for attention, and puts into `left` what is to be taken up next turn."""

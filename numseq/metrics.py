@@ -172,8 +172,9 @@ def summary(families):
         name = name.replace("numseq_", "").replace("process_", "").replace("_total", "").replace("_", " ")
         if kind == HISTOGRAM:
             if value.count():
-                words.append("%s: half under %s, 99%% under %s, longest under %s" % (
-                    (name,) + tuple(map(number, map(value.quantile, (0.5, 0.99, 1))))))
+                words.append("%s: half under %s ms, 99%% under %s ms, longest under %s ms" % (
+                    (name.replace(" seconds", " times"),)
+                    + tuple(number(1000 * value.quantile(share)) for share in (0.5, 0.99, 1))))
         elif label:
             if any(value.values()):
                 words.append("%s: %s" % (name, value.text()))

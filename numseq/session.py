@@ -41,7 +41,8 @@ ERRORS = tuple(REFUSALS) + (NO_SUCH_BATCH, MALFORMED, TOO_MANY_CONNECTIONS)
 class Session:
     """One connection, and the sequence that it has open."""
 
-    __slots__ = ("server", "stream", "phase", "client_id", "record", "_numbers", "_run_most", "_timer")
+    __slots__ = ("server", "stream", "phase", "client_id", "record", "_numbers", "_run_most", "_cheap",
+                 "_timer")
 
     def __init__(self, server, connection):
         self.server = server
@@ -60,31 +61,28 @@ class Session:
 
     def received(self, stream):
         """Answers the requests in the stream's input, as many as a turn may take."""
-        server = self.server
         if self.phase is OPEN:
-            data, batch = stream.input, self.record.batch
             began = None
-            if len(data) * batch > COSTLY or (self._numbers is None and self.record.n > COSTLY_BATCH):
-                if not server.budget.is_left():
+            if len(stream.input) > self._cheap:
+                if not self.server.budget.is_left():
                     stream.resume()
                     return
-                began = server.loop.clock()
+                began = self.server.loop.clock()
+            batch = self.record.batch
             numbers = self._numbers or self._draw()
-            answered = answer_receives(data, numbers, batch, self._run_most)
+            answered = answer_receives(stream.input, numbers, batch, self._run_most)
             if answered is not None:
-                answers, taken = answered
+                answers, taken, count = answered
                 stream.write(answers)
-                stream.input = data[taken:]
+                stream.input = stream.input[taken:]
                 if stream.input or stream.ended:
                     stream.resume()
-                count = data.count(b";", 0, taken)
-                figures = server.figures
+                figures = self.server.figures
                 figures.messages += count
                 figures.numbers += count * batch
                 figures.bytes += len(answers)
-            if began is not None:
-                server.budget.spend(began)
-            if answered is not None:
+                if began is not None:
+                    self.server.budget.spend(began)
                 return
         try:
             self._answer_each(stream)
@@ -182,6 +180,8 @@ class Session:
         else:
             self.record = record
             self.phase = OPEN
+            # Bytes of input up to which answering takes no part of the turn's budget; drawing first does.
+            self._cheap = COSTLY // record.batch if record.n <= COSTLY_BATCH else -1
             self.write(protocol.ACK_MESSAGE)
             if self.stream.paused:
                 self.stream.resume()
@@ -239,6 +239,7 @@ class Session:
         self._numbers = Numbers(self.record.seed, n)
         # A run of RECVs fills the output to twice the high-water mark at most.
         longest = batch * protocol.NUMBER_BYTES
+        self._cheap = COSTLY // batch
         self._run_most = min(self.server.loop.output_high // longest + 1, self.server.messages_most, RUN_MOST)
         self.server.drawn(self, n)
         return self._numbers
@@ -246,6 +247,7 @@ class Session:
     def undraw(self):
         """Drops the numbers that are drawn, because others need the memory."""
         self._numbers = None
+        self._cheap = -1
 
     def __str__(self):
         """Who it is, for a person: the id is a secret of the client's, its beginning is enough to find it
