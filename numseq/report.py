@@ -37,7 +37,7 @@ p { margin: .2rem 0; }
 .sound { color: var(--sound); } .wrong { color: var(--drop); } .lost { color: var(--lost); }
 .soft { color: var(--soft); font-size: .875rem; }
 .note { border-left: 3px solid var(--lost); padding-left: .7rem; margin: .5rem 0; }
-.tiles { display: grid; grid-template-columns: repeat(4, 1fr); gap: .75rem; margin: 1.4rem 0; }
+.tiles { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: .75rem; margin: 1.4rem 0; }
 .tile, section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .tile { padding: .7rem .9rem .75rem; }
 .tile b { display: block; font-size: 1.4rem; line-height: 1.3; font-weight: 600;
@@ -61,7 +61,8 @@ th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); ver
 td.wrap { white-space: normal; min-width: 12rem; overflow-wrap: anywhere; }
 th.number, td.number { text-align: right; } tr:last-child td { border-bottom: 0; }
 @media (max-width: 640px) { body { padding: 1.1rem .8rem 2rem; } .verdict { font-size: 1.35rem; }
-  .tiles { grid-template-columns: 1fr 1fr; gap: .5rem; } section { padding: .8rem; }
+  .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .5rem; } section { padding: .8rem; }
+  .tile b { font-size: 1.15rem; }
   svg.wide { display: none; } svg.narrow { display: block; } .long td.wrap { white-space: nowrap; } }
 @media print { :root { color-scheme: light; --paper: #fff; --card: #fff; --ink: #000; --soft: #444;
   --line: #ccc; --data: #2b6a94; --fill: #2b6a9424; --drop: #b8372f; --gap: #b8372f1c;
