@@ -890,7 +890,8 @@ def look_up_alone(writer, host, port):
     try:
         lines = ["%d %s" % (family, " ".join(map(str, address))) for family, address in resolve(host, port)]
     except OSError as error:
-        lines = ["error %d %s" % (error.errno or 0, error.strerror)]
+        kind = "resolver" if isinstance(error, socket.gaierror) else "system"
+        lines = ["error %s %d %s" % (kind, error.errno or 0, error.strerror)]
     os.write(writer, "\n".join(lines[:ADDRESSES_MOST]).encode("ascii", "replace"))
 
 
@@ -898,8 +899,8 @@ def parse_answer(answer):
     """([(family, address)], error) from what a child wrote; raises ValueError or IndexError if cut off."""
     lines = answer.decode("ascii").split("\n")
     if lines[0].startswith("error "):
-        _, number, text = lines[0].split(" ", 2)
-        return None, OSError(int(number), text)
+        _, kind, number, text = lines[0].split(" ", 3)
+        return None, (socket.gaierror if kind == "resolver" else OSError)(int(number), text)
     found = []
     for line in lines:
         family, host, *numbers = line.split(" ")

@@ -300,15 +300,15 @@ class Fetch:
         left = min(self.journal.batch, self.journal.n - len(self.journal.numbers))
         if not self._acknowledged:
             text = "connected to %s, but never acknowledged: %s" % (where, error)
-            return ConnectionLost(text, error.resumable)
+            return ConnectionLost(text, error.resumable, error.cause)
         if self._acknowledged < 2 or not left:
             return error
-        error = ConnectionLost(
-            "acknowledged %d times by %s, but no batch of about %d bytes ever arrived whole: take a smaller "
-            "--batch_size, or a longer --session-timeout at the server (%s)"
-            % (self._acknowledged, where, len("NUM,;") + left * NUMBER_BYTES, error))
-        error.advises = True
-        return error
+        text = ("acknowledged %d times by %s, but no batch of about %d bytes ever arrived whole: take a "
+                "smaller --batch_size, or a longer --session-timeout at the server (%s)"
+                % (self._acknowledged, where, len("NUM,;") + left * NUMBER_BYTES, error))
+        advice = ConnectionLost(text, cause=error.cause)
+        advice.advises = True
+        return advice
 
     def _end(self, error):
         self._unlink()

@@ -141,6 +141,7 @@ def test_failed_look_up_is_the_error(loop, answers, no_children):
     connect(loop, "server.example", 1, handler)
     turn_until(loop, lambda: handler.events)
     assert handler.events == ["closed"]
+    assert isinstance(handler.error, socket.gaierror)
     assert str(handler.error) == "[Errno %d] Name or service not known" % socket.EAI_NONAME
 
 
