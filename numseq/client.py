@@ -21,7 +21,7 @@ import sys
 
 from . import journal, output, protocol
 from .console import open_standard_streams
-from .errors import ChecksumMismatch, Refused, UsageError
+from .errors import ChecksumMismatch, Forgotten, Refused, UsageError
 from .loop import Loop
 from .transfer import BATCH, HOST, STATE, TIMEOUT, WINDOW, WINDOW_MOST, Fetch, new_id
 
@@ -79,15 +79,16 @@ def parse_arguments(arguments, program):
                 help="the id under which the server keeps the sequence (a new one)")
             add("--batch_size", "--batch-size", type=options.number(1, protocol.BATCH_MOST), default=BATCH,
                 metavar="N", help="numbers in a message (%(default)s)")
-        add("--host", default=HOST, help="the server's name or address (%(default)s)")
+        add("--host", action="append", dest="hosts", type=options.host, metavar="HOST[:PORT]",
+            help="the server's name or address (%s); given again: more servers of its fleet" % HOST)
         add("--state", default=STATE, metavar="PATH",
             help="the file that CONTINUE goes on from (%(default)s in the current directory)")
         add("--retry", type=options.number(0, options.COUNT_MOST), default=0, metavar="N",
-            help="reconnect and continue by itself, up to N times without progress (%(default)s)")
+            help="reconnect and continue by itself, for an outage of N times --timeout (%(default)s)")
         add("--timeout", type=options.seconds, default=TIMEOUT, metavar="SECONDS",
             help="silence after which a connection is given up, also while connecting (%(default)s)")
         add("--window", type=options.number(1, WINDOW_MOST), metavar="W",
-            help="requests in flight (1, or %d with --quiet)" % WINDOW)
+            help="requests in flight, at most (1, or %d with --quiet)" % WINDOW)
         add("--output", metavar="FILE",
             help="write the verified numbers there, one per line; - is standard output")
         add("-q", "--quiet", action="store_true", help="print only the result")
@@ -135,7 +136,7 @@ class Command:
             kept = journal.Journal(settings.client_id or new_id(), settings.n, settings.batch_size,
                                    path=settings.state, complain=self.complain)
         window = settings.window or (WINDOW if settings.quiet else 1)
-        transfer = Fetch(self.loop, settings.host, settings.port, kept, self.done, resumed, window,
+        transfer = Fetch(self.loop, settings.hosts or HOST, settings.port, kept, self.done, resumed, window,
                          settings.timeout, settings.retry, None if settings.quiet else self.show)
         shown = settings.quiet and settings.progress and sys.stderr is not None and sys.stderr.isatty()
         progress = output.Progress(self.loop, transfer, sys.stderr) if shown else None
@@ -174,8 +175,9 @@ class Command:
         if isinstance(error, ChecksumMismatch):
             self.complain("these are not the server's numbers, so they were dropped; "
                           "CONTINUE fetches them again")
-        elif self.settings.quiet:
-            self.complain("refused: %s" % error if isinstance(error, Refused) else error)
+        elif self.settings.quiet or error.advises:
+            refused = isinstance(error, Refused) and not isinstance(error, Forgotten)
+            self.complain("refused: %s" % error if refused else error)
         self.hint(error.resumable and transfer.journal.kept)
         return error.status
 
@@ -183,10 +185,10 @@ class Command:
         """Says how to go on, where that is possible."""
         settings = self.settings
         if possible:
+            given = [("--host", host) for host in settings.hosts or () if host != HOST]
+            given += [("--state", settings.state)] if settings.state != STATE else []
             options = [" %s %s" % (name, value if value.isprintable() and " " not in value else repr(value))
-                       for name, value, default in (("--host", settings.host, HOST),
-                                                    ("--state", settings.state, STATE))
-                       if value != default]
+                       for name, value in given]
             self.complain("to go on: %s CONTINUE %d%s" % (self.program, settings.port, "".join(options)))
 
     def show(self, event, detail):

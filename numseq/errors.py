@@ -9,6 +9,7 @@ class FetchError(Exception):
     """
 
     status = 1
+    advises = False  # whether str() says what to do, which no transcript shows
 
     def __init__(self, message, resumable=False):
         super().__init__(message)
@@ -31,6 +32,10 @@ class Refused(FetchError):
     """The server answered ERR; str() is what it said."""
 
     status = 3
+
+
+class Forgotten(Refused):
+    """The server does not have the sequence any more: a new one is needed."""
 
 
 class ConnectionLost(FetchError):

@@ -43,6 +43,7 @@ REST_SECONDS = 0.1
 WAIT_PAUSE = 0.05  # seconds slept where the wait itself fails, for want of memory or by a fault of the system
 SHORT_TURN = 64e-6  # seconds under which a turn is not told apart from others
 TURN_BUCKETS = 64  # of the times of turns: more than any time has bits in its microseconds
+LATE = 0.1  # seconds that a timer has to be late for the selector to be asked again before it is run
 WAIT_LIMIT = 86400.0  # seconds of one wait: epoll overflows at 2,147,483 s, 32-bit select at 2 ** 31
 FD_SETSIZE = 1024  # select(2) cannot watch a file with this number or above
 SIGNALS_SIZE = 4096  # bytes of one read of the signals' socket, one byte per signal
@@ -152,6 +153,11 @@ class Loop:
         # 2. Wait.
         try:
             events = self.poller.wait(timeout)
+            # After the process was stopped, a timer can be late although what it waits for has come: what is
+            # readable is read first. (epoll.poll, interrupted, returns an empty list when its time is over,
+            # without looking again.)
+            if not events and timeout and first is not None and self.clock() > first[0] + LATE:
+                events = self.poller.wait(0)
         except Exception as error:  # it may fail again at once: the sleep keeps that from spinning
             events = ()
             self.report(error)

@@ -4,7 +4,7 @@ import argparse
 import math
 
 from . import console, protocol
-from .stream import PORT_MOST
+from .stream import PORT_MOST, parse_endpoint
 from .version import __version__
 
 VERSION = "numseq " + __version__
@@ -66,6 +66,16 @@ def client_id(text):
         raise argparse.ArgumentTypeError("%a is not a UUID such as 123e4567-e89b-12d3-a456-426614174000"
                                          % text)
     return data
+
+
+def host(text):
+    """An argument type: HOST, HOST:PORT, [ADDRESS] or [ADDRESS]:PORT, as it is written (text)."""
+    try:
+        parse_endpoint(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError("%a is not HOST, HOST:PORT, [ADDRESS] or [ADDRESS]:PORT: %s"
+                                         % (text, error)) from None
+    return text
 
 
 port = number(0, PORT_MOST)

@@ -104,6 +104,8 @@ class Session:
         self.server.ended(self)
 
     def _time_is_up(self):
+        if self.phase is FINISHING:
+            self.server.checksums.drop(self)
         if self.phase not in ENDINGS:
             self.phase = TIME_IS_UP
         self.stream.abort()

@@ -286,6 +286,7 @@ class Peer:
         if self._dripping:
             self.liar.loop.call_later(0, self._drip)
         elif self._last_word:
+            self.stream.settle()  # what was said before is sent before a reset
             self._last_word(self)
 
 

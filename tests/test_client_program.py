@@ -73,12 +73,13 @@ def test_quiet_prints_exactly_the_two_result_lines(run, liar):
 
 def test_quiet_mode_has_a_wide_window_and_any_mode_takes_one(programs, liar, loop):
     for options, expected in [((), 1), (("-q",), 5), (("-q", "--window", 2), 2), (("--window", 3), 3)]:
-        server = liar(instead(GOOD, RECV=b""))
+        server = liar(instead(GOOD, RECV=b"", FIN=b""))
         client = programs.start_client(*NEW, server.port, *options)
-        turn_until(loop, lambda: len(server.heard()) == 1 + expected)
+        turn_until(loop, lambda: len(server.heard()) >= 1 + expected)
         for _ in range(3):
             loop.turn()
-        assert server.heard()[1:] == ["RECV,%d" % index for index in range(expected)], options
+        requests = ["RECV,%d" % index for index in range(expected)]
+        assert server.heard()[1:] == requests + ["FIN"] * (expected == 5), options
         client.close()
 
 
@@ -271,7 +272,9 @@ STATUSES = {
     "ended": (instead(GOOD, RECV_3=end), 4, "",
               "client.py: The server closed the connection\n"
               "client.py: to go on: client.py CONTINUE {port}\n"),
-    "lost before there was anything": (instead(GOOD, INIT=cut), 4, "", "client.py: %s\n" % RESET),
+    "lost before there was anything": (
+        instead(GOOD, INIT=cut), 4, "",
+        "client.py: connected to 127.0.0.1:{port}, but never acknowledged: %s\n" % RESET),
     "silent": (instead(GOOD, RECV_3=hang), 4, "",
                "client.py: no answer for 1 s\nclient.py: to go on: client.py CONTINUE {port}\n"),
     "broken": (instead(GOOD, RECV_3=b"NUM,1:2:3;"), 5, "",
@@ -302,7 +305,7 @@ def test_transcript_ends_with_the_error_and_the_hint_is_on_stderr(run, liar, nam
     assert [line for line in result.err.splitlines() if "to go on" in line] == [
         line for line in err.format(port=server.port).splitlines() if "to go on" in line]
     assert result.err.count("\n") == err.count("\n") - (status in (3, 4, 5))
-    said = err.splitlines()[0][len("client.py: "):] if err else ""
+    said = err.splitlines()[0][len("client.py: "):].split("never acknowledged: ")[-1] if err else ""
     last = {0: RESULT, 1: NOT_VALID, 3: "Received: ERR,Too many clients;\n"}.get(status, "ERROR: %s\n" % said)
     assert result.out.endswith(last)
 
@@ -400,7 +403,7 @@ def terminal():
 
 
 def test_progress_shows_on_a_terminal_in_quiet_mode_and_is_erased(programs, liar, loop, terminal):
-    server = liar(instead(GOOD, RECV_1=cut), instead(GOOD, RECV_3=b"", RECV_4=b""), GOOD)
+    server = liar(instead(GOOD, RECV_1=cut), instead(GOOD, RECV_3=b"", RECV_4=b"", FIN=b""), GOOD)
     client = programs.start_client(*NEW, server.port, "-q", "--window", 1, "--retry", 1, err=terminal.file)
     # Three of five batches have arrived, after a drop.
     turn_until(loop,
@@ -408,13 +411,27 @@ def test_progress_shows_on_a_terminal_in_quiet_mode_and_is_erased(programs, liar
     share, rate, left, drops = PROGRESS.findall(terminal.read())[-1]
     assert int(rate) > 0 and left.endswith(" s left")
     server.peers[1].say(GOOD("RECV,3"))
-    turn_until(loop, lambda: server.heard()[-1] == "RECV,4")
-    server.peers[1].say(GOOD("RECV,4"))
+    turn_until(loop, lambda: server.heard()[-1] == "FIN")
+    server.peers[1].say(GOOD("RECV,4") + GOOD("FIN"))
     turn_until(loop, lambda: client.process.poll() is not None)
     assert client.wait()[:2] == (0, RESULT)
     said = terminal.read()
     assert said.endswith(ERASED)
     assert "".join(PROGRESS.sub("", said).split(ERASED)) == "", "something else was written to the terminal"
+
+
+def test_client_that_was_stopped_reads_before_it_believes_its_timer(programs, liar, loop):
+    server = liar(instead(GOOD, INIT=b"", RECV=b"", FIN=b""))
+    client = programs.start_client(*NEW, server.port, "-q", "--timeout", 1)
+    turn_until(loop, lambda: server.heard()[-1:] == ["FIN"])
+    client.process.send_signal(signal.SIGSTOP)
+    server.peers[0].say(b"ACK;" + b"".join(GOOD("RECV,%d" % index) for index in range(5)) + GOOD("FIN"))
+    for _ in range(3):
+        loop.turn()
+    time.sleep(1.5)
+    client.process.send_signal(signal.SIGCONT)
+    turn_until(loop, lambda: client.process.poll() is not None)
+    assert client.wait() == (0, RESULT, "")
 
 
 def test_lost_terminal_does_not_end_the_fetch(programs, liar, loop, terminal):
@@ -430,7 +447,8 @@ def test_lost_terminal_does_not_end_the_fetch(programs, liar, loop, terminal):
 
 
 def test_progress_before_any_number_says_waiting(programs, liar, loop, terminal):
-    client = programs.start_client(*NEW, liar(instead(GOOD, RECV=b"")).port, "-q", err=terminal.file)
+    client = programs.start_client(*NEW, liar(instead(GOOD, RECV=b"", FIN=b"")).port, "-q",
+                                   err=terminal.file)
     turn_until(loop, lambda: PROGRESS.search(terminal.read()))
     assert PROGRESS.search(terminal.read()).groups() == ("0", "0", "waiting", "0")
     client.process.send_signal(signal.SIGINT)

@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+import types
 import weakref
 
 import pytest
@@ -409,7 +410,7 @@ def test_connect_with_a_file_number_too_high_is_reported(loop, listener, open_fi
     turn_until(loop, lambda: handler.events or loop.errors)
     assert handler.events == ["closed"]
     assert handler.error.errno == errno.EMFILE
-    assert open_files() == before
+    assert open_files() == before + len(listener.accepted)
 
 
 # ---- watching
@@ -564,3 +565,39 @@ def test_signal_without_a_callback_is_ignored(loop, kill):
     finally:
         signal.signal(signal.SIGUSR2, previous)
     assert theirs == [1]
+
+
+# ---- a process that was stopped
+
+
+class LateSelector:
+    """A selector as after SIGCONT: the first look comes back empty although its time was long over."""
+
+    def __init__(self, clock, file):
+        self.clock, self.file = clock, file
+        self.looks = 0
+
+    def register(self, file, events, data=None):
+        self.key = selectors.SelectorKey(file, file.fileno(), events, data)
+        return self.key
+
+    def select(self, timeout):
+        self.looks += 1
+        if self.looks == 1:
+            self.clock.advance(timeout + 60)
+            return []
+        return [(self.key, READ)]
+
+    def close(self):
+        pass
+
+
+def test_input_is_read_before_a_timer_that_ran_late(clock):
+    order = []
+    file = types.SimpleNamespace(interest=0, fileno=lambda: 3, on_events=lambda mask: order.append("input"))
+    loop = Loop(clock, LateSelector(clock, file))
+    loop.watch(file, READ)
+    loop.call_later(1, lambda: order.append("timer"))
+    loop.turn()
+    assert order == ["input", "timer"]
+    loop.close()

@@ -21,7 +21,8 @@ from numseq.store_memory import MemoryStore
 from proxy import Proxy
 
 RESET = "ERROR: [Errno %d] %s\n" % (errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-REFUSED = "ERROR: [Errno %d] %s\n" % (errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+REFUSED = "ERROR: cannot connect to 127.0.0.1:{}: [Errno %d] %s\n" % (
+    errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
 
 def batches_of(n, batch=5, client_id=CLIENT_ID):
@@ -331,7 +332,7 @@ def closed_port():
 
 
 def test_refused_connection_is_reported_in_one_line(programs, tmp_path, closed_port):
-    assert programs.client("NEW", 5, closed_port) == (4, REFUSED, "")
+    assert programs.client("NEW", 5, closed_port) == (4, REFUSED.format(closed_port), "")
     assert os.listdir(str(tmp_path)) == [], "a state was left for a sequence that there is not"
 
 
@@ -339,7 +340,8 @@ def test_refused_connection_is_reported_in_one_line(programs, tmp_path, closed_p
 def test_invalid_host_is_reported_in_one_line(programs, host):
     ended = programs.client("NEW", 5, 5000, "--host", host, PYTHONIOENCODING="utf-8")
     assert (ended.status, ended.err) == (4, "")
-    assert ended.out.startswith("ERROR: [Errno ") and ended.out.count("\n") == 1
+    assert ended.out.startswith("ERROR: cannot connect to %s:5000: [Errno " % ascii(host)[1:-1])
+    assert ended.out.count("\n") == 1
 
 
 def test_missing_state_is_reported_in_one_line(programs, port):
