@@ -392,8 +392,8 @@ def peak(load, settings):
 def stall(load, settings):
     """Seconds that a RECV waits at most behind one request of a client of the longest sequence.
 
-    That request is the first RECV of a batch, or the FIN of a new connection, which draws the numbers again. The
-    median of `count` such clients.
+    That request is the first RECV of a batch, or the FIN of a new connection, which draws the numbers again.
+    The median of `count` such clients.
     """
     longest = []
     for _ in range(settings.count):

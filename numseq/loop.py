@@ -33,8 +33,8 @@ WRITE = selectors.EVENT_WRITE
 READ_SIZE = 64 * 1024
 # unsent bytes above which a stream is not read: its peer sends requests, but reads no replies
 OUTPUT_HIGH = 256 * 1024
-# objects to settle before the next event: a send wakes a peer that sleeps, and later ones then find it awake (4
-# cost 7 % more with 32 connections); with 64 the kernel's data of the first has left the cache
+# objects to settle before the next event: a send wakes a peer that sleeps, and later ones then find it awake
+# (4 cost 7 % more with 32 connections); with 64 the kernel's data of the first has left the cache
 SETTLE_AFTER = 16
 TIMERS_PER_TURN = 256  # timers run per turn, so that thousands due at once do not starve the sockets
 COMPACT_ABOVE = 1024  # cancelled timers that may stay in the heap, however small it is

@@ -25,7 +25,7 @@ def encode_batches(marked, batch):
 
 
 def answer_receives(data, numbers, batch, most):
-    """(answers, bytes taken) for up to `most` (at most RUN_MOST) RECVs at the beginning of data; or None.
+    """(answers, bytes taken, RECVs) for up to `most` RECVs (at most RUN_MOST) that data begins with; or None.
 
     The server's fast path: a few operations on whole buffers, and no Python code per message. data (bytes or
     bytearray) is a client's input, numbers are those of its sequence: see `sequence.Numbers`.
@@ -37,7 +37,7 @@ def answer_receives(data, numbers, batch, most):
     if index.isdigit() and data[-1] == _SEMICOLON and len(data) <= LONGEST_REQUEST:
         place = int(index) * batch
         asked = numbers.slice(place, place + batch)
-        return (encode_batch(asked), len(data)) if len(asked) == batch else None
+        return (encode_batch(asked), len(data), 1) if len(asked) == batch else None
     run = bytes(data[:data.rfind(b";", 0, SHORTEST_RECV * most) + 1])
     count = run.count(b";RECV,") + 1
     indices = run.translate(_COMMA_TO_TAB, b"RECV;")
@@ -50,7 +50,7 @@ def answer_receives(data, numbers, batch, most):
     marked = digits.MARK + digits.MARK.join(numbers.slices(places, batch))
     if len(marked) != count * (1 + batch):  # a batch that is short, or behind the end
         return None
-    return encode_batches(marked, batch), len(run)
+    return encode_batches(marked, batch), len(run), count
 
 
 def split_numbers(data, batch, most):

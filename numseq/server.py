@@ -57,8 +57,8 @@ OVER_LIMIT, OVER_ADDRESS_LIMIT, NO_FILES, NO_MEMORY, UNWATCHED = (
     "limit", "limit_of_its_address", "no_files", "no_memory", "not_watched")
 REFUSAL_REASONS = OVER_LIMIT, OVER_ADDRESS_LIMIT, NO_FILES, NO_MEMORY, UNWATCHED
 
-# bytes of numbers kept for connections, one byte each; beyond, the oldest are dropped. Sequences of one block do
-# not count: CONNECTIONS_MOST of them are 17 MB
+# bytes of numbers kept for connections, one byte each; beyond, the oldest are dropped. Sequences of one block
+# do not count: CONNECTIONS_MOST of them are 17 MB
 DRAWN_MOST = 32 * 1024 * 1024
 
 

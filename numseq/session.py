@@ -72,12 +72,11 @@ class Session:
             numbers = self._numbers or self._draw()
             answered = answer_receives(data, numbers, batch, self._run_most)
             if answered is not None:
-                answers, taken = answered
+                answers, taken, count = answered
                 stream.write(answers)
                 stream.input = data[taken:]
                 if stream.input or stream.ended:
                     stream.resume()
-                count = data.count(b";", 0, taken)
                 figures = server.figures
                 figures.messages += count
                 figures.numbers += count * batch

@@ -34,7 +34,7 @@ def test_fast_paths_raise_nothing_whatever_the_bytes(kind, seed):
 
 
 def plain_answers(data, batches, most):
-    """(answers, bytes taken) of up to `most` RECVs at the beginning of data, one by one."""
+    """(answers, bytes taken, RECVs) of up to `most` RECVs at the beginning of data, one by one."""
     answers, position = [], 0
     while len(answers) < most:
         try:
@@ -46,7 +46,7 @@ def plain_answers(data, batches, most):
             break
         answers.append(text_of(batches[index]))
         position = end + 1
-    return b"".join(answers), position
+    return b"".join(answers), position, len(answers)
 
 
 AROUND_BULK = [digits.BULK - 1, digits.BULK, digits.BULK + 1]
@@ -64,7 +64,7 @@ def test_longest_batch_is_the_longest_message():
     numbers = b"\x64" * 65535
     assert protocol.encode_batch(numbers) == text_of(numbers)
     assert len(text_of(numbers)) == protocol.LONGEST_REPLY
-    assert pipeline.answer_receives(b"RECV,0;", Whole(numbers), 65535, 10) == (text_of(numbers), 7)
+    assert pipeline.answer_receives(b"RECV,0;", Whole(numbers), 65535, 10) == (text_of(numbers), 7, 1)
 
 
 OTHERS = [b"FIN;", b"CONT,%b;" % ID, b"INIT,%b,5,5;" % ID, b"RECV,;", b"RECV;", b"RECV,-1;", b"RECV,+1;",
@@ -245,6 +245,6 @@ def test_input_without_a_whole_batch_first_is_left_to_the_plain_path(data):
 def test_fast_paths_of_server_and_client_fit_together():
     numbers = numbers_of(6, 1000)
     requests = protocol.encode_receives(0, 100)
-    answers, taken = pipeline.answer_receives(requests, Whole(numbers), 10, pipeline.RUN_MOST)
+    answers, taken, _ = pipeline.answer_receives(requests, Whole(numbers), 10, pipeline.RUN_MOST)
     assert taken == len(requests)
     assert pipeline.split_numbers(answers, 10, 100) == (numbers, len(answers))
