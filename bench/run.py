@@ -305,9 +305,9 @@ def growth(quick):
 
 
 GROWTH_NOTES = """\
-As in the other table, except that connections last: no CONT is counted. What a request draws is: at first
-nearly each one of a long sequence draws a block of 1,024 numbers. A timer is set and cancelled in a loop
-without connections."""
+As in the other table, except that connections last: no CONT is counted. What a request draws is counted: at
+first nearly each one of a long sequence draws a block of 1,024 numbers. A timer is set and cancelled in a
+loop without connections."""
 
 
 TABLES = {"compared": compared, "growth": growth}

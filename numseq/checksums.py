@@ -12,8 +12,7 @@ class Checksums:
     """Makes the checksums that sessions ask for, first come first served.
 
     Those of one step are made at once while the turn's budget lasts, and else at its end or in the next
-    turns. Of the
-    longer ones, one step per turn is made for all of them together.
+    turns. Of the longer ones, one step per turn is made for all of them together.
 
     A session has a `record`, a `stream`, slice(first, last) for its numbers, and gets finished(checksum), in
     bytes.

@@ -25,7 +25,7 @@ def encode_batches(marked, batch):
 
 
 def answer_receives(data, numbers, batch, most):
-    """(answers, bytes taken, how many) for up to `most` (at most RUN_MOST) RECVs at the start of it; or None.
+    """(answers, bytes taken, RECVs) for up to `most` RECVs (at most RUN_MOST) that data begins with; or None.
 
     The server's fast path: a few operations on whole buffers, and no Python code per message. data (bytes or
     bytearray) is a client's input, numbers are those of its sequence: see `sequence.Numbers`.

@@ -34,7 +34,7 @@ def test_fast_paths_raise_nothing_whatever_the_bytes(kind, seed):
 
 
 def plain_answers(data, batches, most):
-    """(answers, bytes taken, how many) of up to `most` RECVs at the beginning of data, one by one."""
+    """(answers, bytes taken, RECVs) of up to `most` RECVs at the beginning of data, one by one."""
     answers, position = [], 0
     while len(answers) < most:
         try:
