@@ -21,10 +21,11 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.6",
     packages=["numseq"],
+    package_data={"numseq": ["py.typed", "*.pyi"]},
     entry_points={
         "console_scripts": [
             "numseq-server = numseq.__main__:server",
-            "numseq-client = numseq.client:main",
+            "numseq-client = numseq.__main__:client",
         ]
     },
     extras_require={"test": ["pytest", "coverage"]},

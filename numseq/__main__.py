@@ -5,7 +5,7 @@ if __name__ == "__main__" and not __package__:
     import os
     import sys
 
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
     from numseq.__main__ import main
 
     sys.exit(main())
@@ -13,7 +13,7 @@ if __name__ == "__main__" and not __package__:
 import os
 import sys
 
-from . import early
+from . import early, signals
 
 USAGE = """usage: %(prog)s                       show a fetch whose connection is cut, in one process
        %(prog)s server PORT [...]     run the server
@@ -35,19 +35,10 @@ def main(arguments=None):
         early.handle_signals()
         from .server import main as run
     elif command == "client":
+        signals.catch()  # before all that takes time to load
         from .client import main as run
-    elif command in ("-h", "--help"):
-        print(USAGE % {"prog": program})
-        return 0
-    elif command == "--version":
-        from .version import __version__
-
-        print("numseq " + __version__)
-        return 0
     else:
-        sys.stderr.write("%s: unknown command %a, expected server or client (see %s -h)\n"
-                         % (program, command, program))
-        return 2
+        return show(command, program)
     return run(rest, "%s %s" % (program, command))
 
 
@@ -57,6 +48,33 @@ def server():
     from .server import main as run
 
     return run()
+
+
+def client():
+    """The command numseq-client; returns the exit status."""
+    signals.catch()
+    from .client import main as run
+
+    return run()
+
+
+def show(command, program):
+    """Answers a command that runs nothing; returns the exit status."""
+    from . import writer
+    from .version import __version__
+
+    usage = USAGE % {"prog": program}
+    texts = {"-h": usage, "--help": usage, "--version": "numseq " + __version__}
+    try:
+        if command in texts:
+            writer.put_text(sys.stdout, texts[command] + "\n")
+            return 0
+        writer.put_text(sys.stderr, "%s: unknown command %a, expected server or client (see %s -h)\n"
+                        % (program, command, program))
+    except writer.OutputFailed as error:
+        if command in texts:
+            return writer.report(program, error)
+    return 2
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import socket
 import sys
 import time
 
-from . import lines, output, protocol, stream
+from . import lines, output, protocol, signals, stream, writer
 from .console import MISSING, Console, file_of
 from .errors import ChecksumMismatch, ConnectionLost, ProtocolBroken
 from .figures import END, LOCAL, LOOKUP, NETWORK, REFUSED, RESET, SESSION, SILENCE, Drop, Failure, Figures
@@ -405,7 +405,7 @@ def notes(end, kept, n):
 
 
 def run(settings, program):
-    """Runs the command; returns the exit status. Raises as output.put_line does."""
+    """Runs the command; returns the exit status. Raises OutputFailed, Unread and Stopped."""
     loop = Loop()
     ended = []  # the status that a signal or the reader's end has decided
 
@@ -414,7 +414,7 @@ def run(settings, program):
         loop.stop()
 
     missing, write = (lines.MISSING_JSON, lines.as_json) if settings.json else (MISSING, lines.as_text)
-    console = Console(loop, file_of(sys.stdout), missing, lambda: stop(output.UNREAD))
+    console = Console(loop, file_of(sys.stdout), missing, lambda: stop(writer.UNREAD))
 
     def tell(line):
         for text in write(line):
@@ -426,22 +426,26 @@ def run(settings, program):
         for number, status in ENDED_BY.items():
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 loop.on_signal(number, lambda status=status: stop(status))
+        ended.extend(ENDED_BY[number] for number in signals.arrived)  # while this was starting
         check = Check(loop, settings, tell, loop.stop)
         try:
-            loop.run()
+            if not ended:
+                loop.run()
         finally:
             end = check.finish()
     finally:
         left = console.close()
         loop.close()
     status = ended[0] if ended else None
-    if status == output.UNREAD:
-        raise BrokenPipeError
+    if status == writer.UNREAD:
+        raise writer.Unread("nobody reads standard output")
     if settings.report is not None:
         put_report(settings.report, check, end)
     last = write(end) + ([] if settings.json else lines.details(check.kept))
-    for text in left.decode("ascii").splitlines() + last:
-        output.put_line(sys.stdout, text)
+    rest = writer.Writer(file_of(sys.stdout))
+    rest.write(left, flush=False)
+    for text in last:
+        rest.line(text)
     return end["status"] if status is None else status
 
 

@@ -7,39 +7,59 @@
 
 # run as a file: let the package be found, and run it from there
 if __name__ == "__main__" and not __package__:
-    import os
-    import sys
+    try:
+        import os
+        import sys
 
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+        from numseq import signals
+
+        signals.catch()  # before all that takes time to load
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     from numseq.client import main
 
     sys.exit(main())
 
+try:
+    from . import signals
+
+    if __name__ == "__main__":
+        signals.catch()
+except KeyboardInterrupt:
+    raise SystemExit(130) from None
+
 import os
-import signal
 import sys
 
-from . import journal, output, protocol
+from . import files, journal, protocol, shell, writer
 from .console import open_standard_streams
-from .errors import ChecksumMismatch, Forgotten, Refused, UsageError
+from .errors import ChecksumMismatch, ConnectionLost, Forgotten, Refused, UsageError
 from .loop import Loop
-from .transfer import BATCH, HOST, STATE, TIMEOUT, WINDOW, WINDOW_MOST, Fetch, new_id
+from .output import Output, put_numbers
+from .transfer import BATCH, HOST, STATE, TIME_OVER, TIMEOUT, WINDOW, WINDOW_MOST, Fetch, new_id
 
-# Exit statuses beside those of errors.py and output.py.
+# Exit statuses beside those of errors.py and writer.py; a run that a signal ended has 128 and the signal's
+# number.
 COMPLETE = 0
-INTERRUPTED = 128 + signal.SIGINT
+SIGNALLED = 128
 
 DESCRIPTION = "Fetches a sequence of numbers over connections that drop, and verifies it."
 STATUSES = """exit statuses:
   0    complete, and the checksum is valid
   1    complete, but the checksum does not match; the numbers are dropped
-  2    the command line is wrong, or there is no state to continue from
+  2    the command line or a path is wrong, or the state is missing or in use
   3    refused by the server (ERR)
-  4    connection failed or lost; CONTINUE can go on
+  4    connection failed or lost, or --max-time is over; CONTINUE can go on
   5    the server broke the protocol
   74   the output cannot be written
-  130  interrupted; CONTINUE can go on
-  141  nobody reads the output"""
+  129  ended by SIGHUP; CONTINUE can go on
+  130  interrupted (SIGINT); CONTINUE can go on
+  141  nobody reads the output
+  143  ended by SIGTERM; CONTINUE can go on"""
+
+TEXTS = {number: "interrupted" if name == "SIGINT" else "ended by " + name
+         for name, number in signals.NUMBERS.items()}
 
 CHECK_DESCRIPTION = "Proves a link: fetches sequences over and over, and verifies every number."
 CHECK_STATUSES = """exit statuses:
@@ -87,6 +107,8 @@ def parse_arguments(arguments, program):
             help="reconnect and continue by itself, for an outage of N times --timeout (%(default)s)")
         add("--timeout", type=options.seconds, default=TIMEOUT, metavar="SECONDS",
             help="silence after which a connection is given up, also while connecting (%(default)s)")
+        add("--max-time", type=options.seconds, metavar="SECONDS",
+            help="end the whole run after so long (no limit)")
         add("--window", type=options.number(1, WINDOW_MOST), metavar="W",
             help="requests in flight, at most (1, or %d with --quiet)" % WINDOW)
         add("--output", metavar="FILE",
@@ -111,108 +133,171 @@ def parse_arguments(arguments, program):
 
 
 class Command:
-    """One run of the command line: what the user is told, and the exit status."""
+    """One run of the command line: what the user is told, and the exit status.
 
-    def __init__(self, settings, program):
+    arguments  what the user typed after the program's name (list of text)
+    """
+
+    def __init__(self, settings, program, arguments):
         self.settings = settings
         self.program = program
-        self.loop = Loop()
+        self.arguments = arguments
+        self.patience = writer.Patience(settings.max_time)
+        self.output = Output(program, settings.output, self.patience)
+        self.transfer = None
         self.error = None  # what the fetch ended with
-        self.interrupted = False
-        # With the numbers on standard output, lines for a person go to standard error.
-        self.lines = sys.stderr if settings.output == "-" else sys.stdout
 
     def run(self):
-        """Fetches, reports the result, and returns the exit status. Raises as output.put_line does."""
-        settings = self.settings
-        resumed = settings.command == "CONTINUE"
-        if resumed:
-            try:
-                kept = journal.load(settings.state, self.complain)
-            except UsageError as error:
-                self.complain(error)
-                return error.status
-        else:
-            kept = journal.Journal(settings.client_id or new_id(), settings.n, settings.batch_size,
-                                   path=settings.state, complain=self.complain)
-        window = settings.window or (WINDOW if settings.quiet else 1)
-        transfer = Fetch(self.loop, settings.hosts or HOST, settings.port, kept, self.done, resumed, window,
-                         settings.timeout, settings.retry, None if settings.quiet else self.show)
-        shown = settings.quiet and settings.progress and sys.stderr is not None and sys.stderr.isatty()
-        progress = output.Progress(self.loop, transfer, sys.stderr) if shown else None
-        self.loop.on_signal(signal.SIGINT, self.interrupt)
+        """Fetches, reports the result, and returns the exit status. Raises OutputFailed."""
         try:
-            self.loop.run()
+            self.check_output()
+            kept = self.open_journal()
+        except UsageError as error:
+            self.output.complain(error)
+            return error.status
+        try:
+            self.fetch(kept)
+            return self.conclude()
+        except writer.Stopped:
+            return self.stop()
+        except OSError as error:  # too few files, or one that cannot be watched
+            self.output.complain("the connection cannot be made: %s" % error)
+            return ConnectionLost.status
         finally:
-            if progress:
-                progress.close()
-            transfer.cancel()
-            self.loop.close()
-        return self.conclude(transfer)
+            kept.close()
 
-    def done(self, transfer, error):
-        """Called once with the finished transfer and its error, or None."""
-        self.error = error
-        self.loop.stop()
+    def check_output(self):
+        """Raises UsageError where --output cannot be a file, and OutputFailed where it cannot be written."""
+        output, state = self.settings.output, self.settings.state
+        if output in (None, "-"):
+            return
+        try:
+            files.require_usable(output)
+        except OSError as error:
+            raise UsageError("--output %a cannot be used: %s" % (output, error.strerror)) from None
+        if files.is_same(output, state):
+            raise UsageError("--output and --state are the same file: %a" % output)
+        try:
+            files.require_writable(output)
+        except OSError as error:
+            raise writer.failure("%a" % output, error) from None
 
-    def interrupt(self):
+    def open_journal(self):
+        """The Journal of this run. Raises UsageError."""
+        settings = self.settings
+        if settings.command == "CONTINUE":
+            return journal.load(settings.state, self.output.complain, claim=True)
+        kept = journal.Journal(settings.client_id or new_id(), settings.n, settings.batch_size,
+                               path=settings.state, complain=self.output.complain)
+        kept.claim()
+        return kept
+
+    def fetch(self, kept):
+        """Runs the fetch to its end, or to a signal. Raises OSError, OutputFailed and Stopped."""
+        settings = self.settings
+        loop = Loop()
+        try:
+            for number in signals.caught():
+                loop.on_signal(number, lambda number=number: self.signalled(loop, number))
+            signals.catch()  # the loop is woken by them; also a Writer that waits has to learn of them
+            window = settings.window or (WINDOW if settings.quiet else 1)
+            watch = None if settings.quiet else self.output.event
+            self.transfer = Fetch(loop, settings.hosts or HOST, settings.port, kept,
+                                  lambda transfer, error: self.done(loop, error),
+                                  settings.command == "CONTINUE", window, settings.timeout, settings.retry,
+                                  watch, max_time=settings.max_time)
+            self.output.show_progress(loop, self.transfer, settings.quiet and settings.progress)
+            if not signals.arrived:
+                loop.run()
+        finally:
+            try:
+                self.output.close_progress()
+                if self.transfer is not None:
+                    self.transfer.cancel()
+            finally:
+                loop.close()
+
+    def signalled(self, loop, number):
         """Ends the fetch, because of a signal."""
-        self.interrupted = True
-        self.loop.stop()
+        if not signals.arrived:  # it came before it could be remembered
+            signals.remember(number)
+        loop.stop()
 
-    def conclude(self, transfer):
-        """Writes the last lines, and returns the exit status."""
-        error = self.error
-        output.put_result(self.lines, transfer, error)
-        if self.interrupted:
-            self.complain("interrupted")
-            self.hint(transfer.journal.kept)
-            return INTERRUPTED
+    def done(self, loop, error):
+        """Called once with what the fetch ended with: an error, or None."""
+        self.error = error
+        loop.stop()
+
+    def conclude(self):
+        """Writes the last lines, and returns the exit status. Raises OutputFailed and Stopped."""
+        transfer, error, complain = self.transfer, self.error, self.output.complain
+        if signals.arrived:
+            raise writer.Stopped
+        self.output.result(transfer, error)
+        self.output.flush()
         if error is None:
             if self.settings.output is not None:
-                output.put_numbers(self.settings.output, bytes(transfer.journal.numbers))
+                put_numbers(self.settings.output, bytes(transfer.journal.numbers), self.patience)
             return COMPLETE
         if isinstance(error, ChecksumMismatch):
-            self.complain("these are not the server's numbers, so they were dropped; "
-                          "CONTINUE fetches them again")
+            complain("these are not the server's numbers, so they were dropped; CONTINUE fetches them again")
         elif self.settings.quiet or error.advises:
             refused = isinstance(error, Refused) and not isinstance(error, Forgotten)
-            self.complain("refused: %s" % error if refused else error)
-        self.hint(error.resumable and transfer.journal.kept)
+            complain("refused: %s" % error if refused else error)
+        self.hint(error.resumable)
         return error.status
+
+    def stop(self):
+        """Says what ended the run, a signal or its time while nobody read its output; returns the status."""
+        self.patience.last_words()
+        if signals.arrived:
+            status, text = SIGNALLED + signals.arrived[0], TEXTS[signals.arrived[0]]
+        else:
+            status, text = ConnectionLost.status, TIME_OVER % self.settings.max_time
+        try:
+            self.output.flush()
+        except (writer.OutputFailed, writer.Stopped):
+            pass
+        try:
+            self.output.complain(text)
+            self.hint(True)
+        except writer.Stopped:
+            pass
+        return status
 
     def hint(self, possible):
         """Says how to go on, where that is possible."""
         settings = self.settings
-        if possible:
-            given = [("--host", host) for host in settings.hosts or () if host != HOST]
-            given += [("--state", settings.state)] if settings.state != STATE else []
-            options = [" %s %s" % (name, value if value.isprintable() and " " not in value else repr(value))
-                       for name, value in given]
-            self.complain("to go on: %s CONTINUE %d%s" % (self.program, settings.port, "".join(options)))
-
-    def show(self, event, detail):
-        """Writes the transcript's line of an event."""
-        output.put_event(self.lines, event, detail)
-
-    def complain(self, text):
-        """Writes a line to standard error."""
-        output.complain(self.program, text)
+        if not possible or self.transfer is None or not self.transfer.journal.kept:
+            return
+        words = shell.program_as_called(self.arguments, self.program) + ["CONTINUE", str(settings.port)]
+        hosts = [("--host", host, HOST) for host in settings.hosts or ()]
+        for name, value, default in hosts + [("--state", settings.state, STATE),
+                                             ("--output", settings.output, None),
+                                             ("--retry", str(settings.retry), "0")]:
+            if value != default:
+                # argparse takes a value that begins with a dash only so.
+                words += ["%s=%s" % (name, value)] if value[:1] == "-" and value != "-" else [name, value]
+        self.output.hint(shell.join(words))
 
 
 def main(arguments=None, program=None):
     """The command line (a list of text; by default the process's own); returns the exit status."""
+    taken = signals.catch()
     open_standard_streams()
     program = program or os.path.basename(sys.argv[0])
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        settings = parse_arguments(sys.argv[1:] if arguments is None else arguments, program)
+        settings = parse_arguments(arguments, program)
         if settings.command == "CHECK":
             return settings.run(settings, program)
-        return Command(settings, program).run()
-    except KeyboardInterrupt:  # before the loop has taken over
-        return INTERRUPTED
-    except (BrokenPipeError, output.OutputFailed) as error:
-        return output.status_without_output(error, program)
+        return Command(settings, program, arguments).run()
+    except writer.OutputFailed as error:
+        return writer.report(program, error)
+    except writer.Stopped:  # while an error was being told that nobody reads
+        return SIGNALLED + signals.arrived[0] if signals.arrived else ConnectionLost.status
+    finally:
+        signals.restore(taken)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,17 @@ the beginning of its sequence. The file is a line,
 
 followed by the numbers, one per byte. It is created whole and put in place by a rename; after that, numbers
 are only appended. So after a kill at any moment the file is right as far as it goes, except that its last
-batch may be torn. It is not forced to the disk: a power cut may lose it.
+batch may be torn. What is appended is not forced to the disk: a power cut may lose it.
+
+The file is for its owner alone, because who knows the id can take the sequence, and it is locked while a run
+uses it.
 """
 
 import binascii
 import errno
 import os
 
-from . import protocol
+from . import files, protocol
 from .errors import UsageError
 
 MAGIC = b"numseq"
@@ -37,8 +40,34 @@ class Journal:
         self.path = path
         self.kept = False  # whether CONTINUE will find in the file all that has arrived
         self._complain = complain
+        self._target = path  # the path with its links followed
+        self._claimed = None  # the number of the file that was there, not yet that of this journal
+        self._loaded = None  # bytes of the claimed file that are this journal's, where it was loaded
         self._file = None  # open while it is in place and can be written
         self._written = 0  # numbers in the file
+
+    def claim(self):
+        """Takes the file at `path` for this run; to be called before anything is sent.
+
+        Raises UsageError where no file can be there, or another run uses it. One that cannot be written is
+        complained of.
+        """
+        if self.path is None:
+            return
+        try:
+            files.require_usable(self.path)
+        except OSError as error:
+            raise UsageError("the state %a cannot be used: %s" % (self.path, error.strerror)) from None
+        if os.path.isfile(self.path) and files.own_file(self.path) is not None:
+            raise UsageError("the state %a is the file that the output goes to" % self.path)
+        try:
+            self._target, self._claimed = files.claim(self.path)
+            if self._claimed is None:
+                files.require_writable(self.path)
+        except BlockingIOError:
+            raise in_use(self.path) from None
+        except OSError as error:
+            self._give_up(error)
 
     def is_open(self):
         """Whether numbers are being written to the file."""
@@ -52,13 +81,27 @@ class Journal:
         """How many batches the sequence has (int)."""
         return -(-self.n // self.batch)
 
+    def take(self, target, file):
+        """Goes on in the claimed file (its number) at `target`, from which this journal was read."""
+        self._target, self._claimed, self._loaded = target, file, len(self._header()) + len(self.numbers)
+
     def begin(self):
-        """Creates the file, or replaces what is there."""
-        if self.path is None:
+        """Creates the file, replaces what is there, or goes on in the file that was loaded."""
+        if self.path is None or self.is_open():
             return
-        self.close()
         try:
-            self._file = replace(self.path, self._header() + self.numbers)
+            if self._claimed is None:
+                self._target, self._claimed = files.claim(self.path)
+            if self._loaded is None:
+                data = self._header() + self.numbers
+                self._file = files.place(self._target, self._claimed, data, private=True)
+                if self._claimed not in (None, self._file):
+                    files.release(self._claimed)
+            else:
+                files.make_private(self._claimed)
+                os.ftruncate(self._claimed, self._loaded)  # a torn tail is fetched again
+                self._file = self._claimed
+            self._claimed = self._loaded = None
             self.kept = True
         except OSError as error:
             self._give_up(error)
@@ -68,7 +111,7 @@ class Journal:
         """Appends to the file what has arrived since the last call."""
         if self._file is not None and self._written < len(self.numbers):
             try:
-                write_whole(self._file, self.numbers[self._written:])
+                files.write_all(self._file, self.numbers[self._written:])
             except OSError as error:
                 self._give_up(error)
             self._written = len(self.numbers)
@@ -86,34 +129,76 @@ class Journal:
         self._written = 0
 
     def close(self):
-        """Closes the file."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        """Writes what is new, and closes the file."""
+        self.flush()
+        if self.is_open() and not files.is_at(self._target, self._file):
+            self._give_up(OSError(errno.ESTALE, "another has removed or replaced it"))
+        try:
+            self._release()
+        except OSError as error:  # a network file system tells only now that there was no room
+            self._give_up(error)
+
+    def _release(self):
+        """Closes what is open. Raises OSError."""
+        opened = {self._file, self._claimed} - {None}
+        self._file = self._claimed = self._loaded = None
+        for file in opened:
+            files.release(file)
 
     def _header(self):
         fields = b"%b %b %b %d %d " % (MAGIC, VERSION, self.client_id, self.n, self.batch)
         return fields + b"%08x\n" % binascii.crc32(fields)
 
     def _give_up(self, error):
-        self.close()
-        what = "go on from what is there" if self.kept else "not be possible"
-        self._complain("the state %a cannot be written, CONTINUE will %s: %s"
-                       % (self.path, what, error.strerror))
-        self._complain = lambda text: None
+        try:
+            self._release()
+        except OSError:  # the first one is told
+            pass
+        in_place = self.kept and error.errno != errno.ESTALE
+        what = "go on from what is there" if in_place else "not be possible"
+        is_taken = isinstance(error, (BlockingIOError, FileExistsError))
+        why = "another run uses it" if is_taken else error.strerror
         self.kept = False
+        complain, self._complain = self._complain, lambda text: None
+        complain("the state %a cannot be written, CONTINUE will %s: %s" % (self.path, what, why))
 
 
-def load(path, complain=lambda text: None):
-    """The Journal (with what has arrived) of a state file. Raises UsageError, whose text is one line."""
-    most = HEADER_MOST + protocol.N_MOST + 1
+def in_use(path):
+    """The UsageError of a state that another run has claimed."""
+    return UsageError("the state %a is in use by another run, name a different one for this run" % path)
+
+
+def load(path, complain=lambda text: None, claim=False):
+    """The Journal that a file holds. Raises UsageError, with what is wrong in a line.
+
+    With `claim` the file is this run's from now on, as after `Journal.claim`; one that may only be read is
+    not.
+    """
+    file = None
     try:
-        with open(path, "rb") as file:
-            data = file.read(most)
+        target = files.find(path)
+        if claim:
+            target, file, claim = files.open_claimed(path)
+        else:
+            file = files.open_to_read(target)
+        journal = parse(files.read(file, HEADER_MOST + protocol.N_MOST + 1), path, complain)
+        if claim:
+            journal.take(target, file)
+            file = None
+        return journal
+    except BlockingIOError:
+        raise in_use(path) from None
     except FileNotFoundError:
         raise UsageError("there is no state %a to continue from, begin with NEW" % path) from None
     except OSError as error:
         raise UsageError("the state %a cannot be read: %s" % (path, error.strerror)) from None
+    finally:
+        if file is not None:
+            files.release(file)
+
+
+def parse(data, path, complain):
+    """The Journal that is in a file's data (bytes). Raises UsageError, with what is wrong in a line."""
     header, newline, numbers = data.partition(b"\n")
     fields = header.split(b" ")
     if newline and fields[0] == MAGIC and fields[1:2] != [VERSION]:
@@ -136,30 +221,3 @@ def load(path, complain=lambda text: None):
     return journal
 
 
-def replace(path, data):
-    """Replaces the file at path by one with data (bytes), and returns its number, open for appending.
-
-    Who reads path sees the old file or the new one, never a part. Raises OSError.
-    """
-    if os.path.exists(path) and not os.path.isfile(path):  # or root would lose /dev/null
-        raise OSError(errno.EINVAL, "not a regular file")
-    beside = "%s.%d" % (path, os.getpid())
-    if os.path.lexists(beside):  # a process of this number was killed here; it may also be another's link
-        os.unlink(beside)
-    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
-    try:
-        write_whole(file, data)
-        os.replace(beside, path)
-    except OSError:
-        os.close(file)
-        os.unlink(beside)
-        raise
-    return file
-
-
-def write_whole(file, data):
-    """Writes all of data to a file (its number); raises OSError."""
-    with memoryview(data) as view:
-        written = 0
-        while written < len(view):
-            written += os.write(file, view[written:])

@@ -331,7 +331,11 @@ class Poller:
         if type(selector) is getattr(selectors, "EpollSelector", None):
             # EpollSelector.select() makes a call and several objects per event: 0.2 to 0.3 us of a round
             # trip's 10.
-            self._epoll = select.epoll.fromfd(os.dup(selector.fileno()))
+            try:
+                self._epoll = select.epoll.fromfd(os.dup(selector.fileno()))
+            except OSError:  # too few files
+                selector.close()
+                raise
             self.wait = self._wait_on_epoll
 
     def watch(self, watched, interest):

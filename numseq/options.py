@@ -2,8 +2,9 @@
 
 import argparse
 import math
+import sys
 
-from . import console, protocol
+from . import console, protocol, signals, writer
 from .stream import PORT_MOST, parse_endpoint
 from .version import __version__
 
@@ -24,6 +25,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         """Prints the message and where to find help in one line, and exits with status 2."""
         self.exit(2, console.plain("%s: %s (see %s -h)" % (self.prog, message, self.prog)) + "\n")
+
+    def _print_message(self, message, file=None):
+        """Writes help, the version or an error; argparse would hide a failure, or show a traceback."""
+        if not message:
+            return
+        try:
+            writer.put_text(file or sys.stderr, message)
+        except writer.Stopped:
+            raise SystemExit(128 + signals.arrived[0]) from None
+        except writer.OutputFailed as error:
+            if file is sys.stdout:
+                raise SystemExit(writer.report(self.prog, error)) from None
 
     def _get_formatter(self):
         # With a width given, argparse does not load shutil to ask the terminal for its own.

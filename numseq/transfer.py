@@ -45,8 +45,17 @@ LATER = 1.25  # times the age up to which earlier connections had their requests
 LATER_SECONDS = 0.1  # seconds more, little is requested, as it would come too late
 SILENT_SHARE = 0.8  # of a connection's time after which its silence says something of the link
 LIMIT_LEAST = 12  # requests: the window may grow to it even on a link that falls silent
+SAID_MOST = 200  # characters of an ERR that are shown: the longest of a numseq server has 85
+TIME_OVER = "not complete after %g s"  # the ConnectionLost of a fetch whose max_time is over
 
-Result = collections.namedtuple("Result", ["numbers", "sum", "checksum", "client_id"])
+
+class Result(collections.namedtuple("Result", ["numbers", "sum", "checksum", "client_id"])):
+    """A complete sequence.
+
+    `state_error` says in a line why its state could not be written (text), else it is None.
+    """
+
+    state_error = None
 
 # The phases of a connection.
 OPENING = "opening"  # INIT or CONT is to be acknowledged
@@ -94,6 +103,7 @@ class Fetch:
     window    requests in flight, at most
     timeout   seconds of silence after which a connection is given up
     retry     the fetch is given up after `retry` times `timeout` seconds without progress; 0: one connection
+    max_time  seconds from now after which the fetch is given up; None for no limit
     watch     watch(event, detail) is called for each event: see output.TRANSCRIPT. It excludes the fast path
               and the first flight: a connection opens with INIT or CONT alone
     observer  told of each connection, at little cost: see Observer
@@ -102,7 +112,7 @@ class Fetch:
     """
 
     def __init__(self, loop, host, port, journal, done, resume=False, window=WINDOW, timeout=TIMEOUT, retry=0,
-                 watch=None, observer=None):
+                 watch=None, observer=None, max_time=None):
         self.loop = loop
         self.journal = journal
         self.checksum = None  # the server's, at the end
@@ -121,6 +131,8 @@ class Fetch:
         self._watch = watch
         self._observer = observer or Observer()
         self._eager = watch is None  # whether a connection begins with all that it will ask for
+        self._end_timer = None if max_time is None else loop.call_later(
+            max_time, lambda: self._run_out(max_time))
         self._failures = 0  # in a row, without progress
         self._failing_since = None  # when the first of them was begun
         self._progress = False  # whether any batch has arrived
@@ -149,6 +161,7 @@ class Fetch:
 
     def cancel(self):
         """Ends the fetch without calling `done`. What has arrived stays in the journal."""
+        self.loop.cancel(self._end_timer)
         self._unlink()
         self.journal.close()
 
@@ -310,7 +323,15 @@ class Fetch:
         advice.advises = True
         return advice
 
+    def _run_out(self, max_time):
+        """The time for the whole fetch is over."""
+        error = ConnectionLost(TIME_OVER % max_time, self._sequence is PRESENT, TimeoutError())
+        if self._watch:
+            self._watch("error", str(error))
+        self._end(error)
+
     def _end(self, error):
+        self.loop.cancel(self._end_timer)
         self._unlink()
         self.journal.flush()
         self.journal.close()
@@ -376,10 +397,10 @@ class Fetch:
                 message = bytes(data[position:end])
                 position = end + 1
                 if self._watch:
-                    self._watch("received", protocol.printable(message) + ";")
+                    self._watch("received", shown(message) + ";")
                 kind, content = protocol.parse_reply(message)
                 if kind == protocol.ERR:
-                    raise Refused(content)
+                    raise Refused(shortened(content))
                 expected, take = REPLIES[self._phase]
                 if kind != expected:
                     raise protocol.ProtocolError("unexpected reply")
@@ -553,12 +574,23 @@ REPLIES = {
 }
 
 
+def shown(message):
+    """A server's message (bytes) as text: numbers whole, anything else in a few lines at most."""
+    text = protocol.printable(message)
+    return text if message.startswith(b"NUM,") and not message[4:].strip(b"0123456789:") else shortened(text)
+
+
+def shortened(text):
+    """The beginning of a text that a peer chose, which may be long."""
+    return text if len(text) <= SAID_MOST else text[:SAID_MOST] + "..."
+
+
 # ---- as a library
 
 
 def fetch(n, port, host=HOST, batch_size=BATCH, client_id=None, state=None, window=WINDOW, timeout=TIMEOUT,
-          retry=0):
-    """Fetches a new sequence of n numbers (0 to 65,535) from the server at port, and verifies it.
+          retry=0, max_time=None):
+    """Fetches a new sequence of n numbers (0 to 65,535) from the server at port; returns once it is verified.
 
     host        HOST, HOST:PORT, [ADDRESS] or [ADDRESS]:PORT (text, ASCII), or a list of them: servers of one
                 fleet
@@ -568,51 +600,98 @@ def fetch(n, port, host=HOST, batch_size=BATCH, client_id=None, state=None, wind
     window      requests in flight, at most
     timeout     seconds of silence after which a connection is given up, also while connecting
     retry       the fetch outlasts outages of up to `retry` times `timeout` seconds; 0 is one connection
+    max_time    seconds after which the fetch is given up whatever arrives; by default there is no limit
 
     Returns a Result: numbers (list of int, 0 to 100), sum (int), checksum (32 hex digits), client_id (text).
-    Raises UsageError, Refused, ConnectionLost, ProtocolBroken or ChecksumMismatch, all of them FetchErrors,
-    whose `resumable` says whether `resume` can go on. It blocks and runs a loop of its own; for many at once
-    see Fetch.
+    Its `state_error` is None, or says (text) why the state could not be written to its end. Raises
+    UsageError, Refused, ConnectionLost, ProtocolBroken or ChecksumMismatch, all of them FetchErrors, whose
+    `resumable` says whether `resume` can go on. A state that cannot be written is a UsageError before
+    anything is sent. It blocks and runs a loop of its own, in any thread; for many at once see Fetch. Nothing
+    stays open afterwards.
     """
-    name = new_id() if client_id is None else str(client_id).encode("ascii", "replace")
+    name = str(client_id).encode("ascii", "replace") if client_id is not None else None
     for fits, what in (
         (0 <= n <= protocol.N_MOST, protocol.INVALID_N),
         (1 <= batch_size <= protocol.BATCH_MOST, protocol.INVALID_BATCH),
-        (protocol.is_id(name), protocol.INVALID_ID),
+        (name is None or protocol.is_id(name), protocol.INVALID_ID),
     ):
         if not fits:
             raise UsageError(what)
-    return _fetch_now(Journal(name, n, batch_size, path=state), host, port, False, window, timeout, retry)
+
+    def new(complain):
+        journal = Journal(name or new_id(), n, batch_size, path=None if state is None else os.fsdecode(state),
+                          complain=complain)
+        journal.claim()
+        return journal
+
+    return _fetch_now(new, host, port, False, window, timeout, retry, max_time)
 
 
-def resume(port, state=STATE, host=HOST, window=WINDOW, timeout=TIMEOUT, retry=0):
+def resume(port, state=STATE, host=HOST, window=WINDOW, timeout=TIMEOUT, retry=0, max_time=None):
     """Goes on with the sequence of a state file; otherwise as `fetch`."""
-    return _fetch_now(load(state), host, port, True, window, timeout, retry)
+
+    def old(complain):
+        return load(os.fsdecode(state), complain, claim=True)
+
+    return _fetch_now(old, host, port, True, window, timeout, retry, max_time)
 
 
-def _fetch_now(kept, host, port, resumed, window, timeout, retry):
-    if not 1 <= port <= PORT_MOST:  # getaddrinfo would take it modulo 65,536
-        raise UsageError("Invalid port: 1 to %d" % PORT_MOST)
-    loop = Loop()
-    errors = []
-
-    def done(fetch, error):
-        errors.append(error)
-        loop.stop()
-
+def _fetch_now(open_journal, host, port, resumed, window, timeout, retry, max_time):
+    for fits, what in (
+        # getaddrinfo would take a port modulo 65,536, and an empty host for this machine.
+        (1 <= port <= PORT_MOST, "Invalid port: 1 to %d" % PORT_MOST),
+        (host, "Invalid host: it is empty"),
+        (window >= 1, "Invalid window: at least 1"),
+        (timeout > 0, "Invalid timeout: above 0"),
+        (retry >= 0, "Invalid retry: at least 0"),
+        (max_time is None or max_time > 0, "Invalid max_time: above 0"),
+    ):
+        if not fits:
+            raise UsageError(what)
+    complaints = []
     try:
-        transfer = Fetch(loop, host, port, kept, done, resumed, window, timeout, retry)
-        try:
-            loop.run()
-        finally:
-            transfer.cancel()
+        journal = open_journal(complaints.append)
+    except OSError as error:
+        raise UsageError(str(error)) from None
+    try:
+        if complaints:
+            raise UsageError(complaints[0])
+        transfer, error = _run(journal, host, port, resumed, window, timeout, retry, max_time)
     finally:
-        loop.close()
-    error = errors[0]
+        journal.close()
     if error is not None:
-        error.resumable = error.resumable and kept.kept
+        error.resumable = error.resumable and journal.kept
         raise error
-    return Result(list(kept.numbers), transfer.sum, transfer.checksum, kept.client_id.decode("ascii"))
+    result = Result(list(journal.numbers), transfer.sum, transfer.checksum, journal.client_id.decode("ascii"))
+    if complaints:
+        result.state_error = complaints[0]
+    return result
+
+
+def _run(journal, *settings):
+    """Runs a Fetch on a loop of its own; returns the Fetch and what it ended with."""
+    ended = []
+    loop = transfer = None
+    try:
+        loop = Loop()
+
+        def done(transfer, error):
+            ended.append(error)
+            loop.stop()
+
+        host, port, resumed, window, timeout, retry, max_time = settings
+        transfer = Fetch(loop, host, port, journal, done, resumed, window, timeout, retry, max_time=max_time)
+        loop.run()
+        return transfer, ended[0]
+    except OSError as error:  # too few files, or one that cannot be watched
+        return transfer, ConnectionLost(str(error), journal.kept)
+    finally:
+        if transfer is not None:
+            transfer.cancel()
+        if loop is not None:
+            for watched in list(loop.poller.watched.values()):  # a connection that was still being closed
+                watched.abort()
+            loop.close()
 
 
 def endpoints(hosts, port):

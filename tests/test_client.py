@@ -12,7 +12,7 @@ from helpers import WAIT_SECONDS, run_python, turn_until
 from programs import (CLIENT_ID, HOST, Liar, cut, end, hang, honest, instead, numbers_of)
 
 import numseq
-from numseq import client, errors, protocol, transfer
+from numseq import client, errors, files, protocol, transfer
 from numseq.transfer import Fetch
 from numseq.errors import ChecksumMismatch, ConnectionLost, ProtocolBroken, Refused, UsageError
 from numseq.journal import Journal, load
@@ -521,12 +521,13 @@ def test_cut_window_is_asked_for_again_without_what_arrived(run, liar, clock, be
 
 
 def test_new_connection_continues_from_the_state(run, liar, clock, state, monkeypatch):
-    replaced = []
-    real = os.replace
-    monkeypatch.setattr(os, "replace", lambda source, target: (replaced.append(target), real(source, target)))
+    placed = []
+    real = files.place
+    monkeypatch.setattr(files, "place", lambda target, *rest, **more:
+                        (placed.append(target), real(target, *rest, **more))[1])
     cuts = [instead(GOOD, **{"RECV_%d" % index: cut}) for index in (1, 2)]
     assert run(liar(*cuts, GOOD), retry=1, window=1).wait(clock) is None
-    assert replaced == [state]
+    assert placed == [state]
     assert list(load(state).numbers) == NUMBERS
 
 

@@ -21,7 +21,7 @@ EVERYWHERE = frozenset("""
     tempfile textwrap time types zipimport
 """.split())
 # Only some of them have these: to be imported in a `try`, with a fallback.
-TRIED = frozenset(["_md5", "_sha3", "resource"])
+TRIED = frozenset(["_md5", "_sha3", "resource", "_signal"])
 NEWER_SYNTAX = (getattr(ast, "NamedExpr", ()), getattr(ast, "Match", ()), getattr(ast, "TryStar", ()))
 
 

@@ -6,14 +6,24 @@ import os
 
 import pytest
 
-from numseq import journal, protocol
+from numseq import files, journal, protocol
 from numseq.errors import UsageError
-from numseq.journal import Journal, load
+from numseq.journal import Journal
 
 CLIENT_ID = b"123e4567-e89b-12d3-a456-426614174000"
 NUMBERS = bytes([6, 41, 10, 68, 68, 41, 10, 40, 78, 98, 100, 0, 10])  # 10 is what a line ends with, too
 N = len(NUMBERS)
 BATCH = 5
+
+
+opened = []  # journals to close at the end of the test
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    while opened:
+        opened.pop().close()
 
 
 @pytest.fixture
@@ -28,9 +38,21 @@ def complaints():
 
 def begun(path, numbers=b"", complaints=None, n=N):
     """A Journal whose file is in place."""
-    made = Journal(CLIENT_ID, n, BATCH, numbers, path, None if complaints is None else complaints.append)
+    made = Journal(CLIENT_ID, n, BATCH, numbers, path, ignore if complaints is None else complaints.append)
+    opened.append(made)
     made.begin()
     return made
+
+
+def ignore(text):
+    """For complaints that are not the test's."""
+
+
+def load(path, complain=ignore):
+    """`journal.load` for a run of its own, closed at the end of the test."""
+    found = journal.load(path, complain, claim=True)
+    opened.append(found)
+    return found
 
 
 def header(n=N, batch=BATCH, magic=b"numseq", version=b"1", client_id=CLIENT_ID):
@@ -339,9 +361,181 @@ def test_unreadable_state_is_reported(tmp_path, name, code):
 def test_state_that_was_read_reports_to_the_given_function(path, complaints, monkeypatch):
     begun(path, NUMBERS[:5]).close()
     found = load(path, complaints.append)
-    refuse_writes(monkeypatch, 0)
     found.begin()
+    refuse_writes(monkeypatch, 0)
+    found.numbers += NUMBERS[5:10]
+    found.flush()
     assert complaints == ["the state %r cannot be written, CONTINUE will go on from what is there: %s"
                           % (path, os.strerror(errno.ENOSPC))]
     monkeypatch.undo()
     assert get(path) == header() + NUMBERS[:5]
+
+
+# ---- for its owner alone, and for one run at a time
+
+
+@pytest.mark.parametrize("before", [None, 0o600, 0o644, 0o666])
+def test_state_is_for_its_owner_alone_whatever_was_there(path, before):
+    if before is not None:
+        put(path, b"something")
+        os.chmod(path, before)
+    begun(path, NUMBERS[:5]).close()
+    assert os.stat(path).st_mode & 0o777 == 0o600
+
+
+def test_state_that_is_continued_becomes_its_owner_s_alone(path):
+    put(path, header() + NUMBERS[:5])
+    os.chmod(path, 0o644)
+    load(path).begin()
+    assert os.stat(path).st_mode & 0o777 == 0o600
+
+
+def test_state_that_is_continued_stays_the_same_file(path):
+    put(path, header() + NUMBERS[:7])
+    inode = os.stat(path).st_ino
+    found = load(path)
+    found.begin()
+    assert (get(path), os.stat(path).st_ino) == (header() + NUMBERS[:5], inode)
+
+
+IN_USE = "the state PATH is in use by another run, name a different one for this run"
+
+
+def test_second_run_on_a_state_is_refused_until_the_first_is_over(path):
+    first = begun(path, NUMBERS[:5])
+    assert refusal(path) == IN_USE
+    with pytest.raises(UsageError) as refused:
+        Journal(CLIENT_ID, N, BATCH, path=path).claim()
+    assert str(refused.value).replace(repr(path), "PATH") == IN_USE
+    first.close()
+    assert bytes(load(path).numbers) == NUMBERS[:5]
+
+
+def test_state_can_be_looked_at_while_a_run_uses_it(path):
+    begun(path, NUMBERS[:5])
+    assert bytes(journal.load(path).numbers) == NUMBERS[:5]
+
+
+def test_state_is_claimed_from_the_moment_it_is_read(path):
+    begun(path, NUMBERS[:5]).close()
+    load(path)
+    assert refusal(path) == IN_USE
+
+
+def test_new_run_claims_the_earlier_state_and_leaves_it_until_it_begins(path):
+    begun(path, NUMBERS[:5]).close()
+    made = Journal(CLIENT_ID, N, BATCH, path=path)
+    opened.append(made)
+    made.claim()
+    assert refusal(path) == IN_USE
+    made.close()
+    assert bytes(load(path).numbers) == NUMBERS[:5] and not made.kept
+
+
+def test_of_two_runs_that_begin_at_once_the_second_is_told(path, complaints):
+    runs = [Journal(CLIENT_ID, N, BATCH, path=path, complain=complaints.append) for _ in range(2)]
+    opened.extend(runs)
+    for run in runs:
+        run.claim()
+    for run in runs:
+        run.begin()
+        run.numbers += NUMBERS[:5]
+        run.flush()
+    assert [run.kept for run in runs] == [True, False]
+    assert complaints == [
+        "the state %r cannot be written, CONTINUE will not be possible: another run uses it" % path
+    ]
+    assert get(path) == header() + NUMBERS[:5]
+
+
+@pytest.mark.parametrize("what", ["removed", "replaced"])
+def test_state_that_was_taken_away_is_told_at_the_end(path, complaints, what):
+    made = begun(path, NUMBERS[:5], complaints)
+    os.unlink(path)
+    if what == "replaced":
+        put(path, b"another's")
+    made.close()
+    assert not made.kept
+    assert complaints == ["the state %r cannot be written, CONTINUE will not be possible: "
+                          "another has removed or replaced it" % path]
+
+
+def test_error_of_the_close_is_one_of_the_write(path, complaints, monkeypatch):
+    made = begun(path, NUMBERS[:5], complaints)
+    real = os.close
+
+    def close(file):
+        real(file)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close)
+        made.close()
+    assert not made.kept and len(complaints) == 1 and os.strerror(errno.EDQUOT) in complaints[0]
+
+
+def test_numbers_that_were_not_flushed_are_written_by_the_close(path):
+    made = begun(path)
+    made.numbers += NUMBERS[:5]
+    made.close()
+    assert get(path) == header() + NUMBERS[:5]
+
+
+@pytest.mark.parametrize("name", ["missing/state", ".", "", "n" * 256])
+def test_path_that_cannot_be_a_state_is_refused_before_anything_is_sent(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(str(tmp_path))
+    with pytest.raises(UsageError) as refused:
+        Journal(CLIENT_ID, N, BATCH, path=name).claim()
+    assert str(refused.value).startswith("the state %a cannot be used: " % name)
+
+
+def test_device_as_a_state_is_complained_of_before_anything_is_sent(complaints):
+    made = Journal(CLIENT_ID, N, BATCH, path=os.devnull, complain=complaints.append)
+    made.claim()
+    assert complaints == [
+        "the state %r cannot be written, CONTINUE will not be possible: not a regular file" % os.devnull
+    ]
+
+
+def test_unwritable_directory_is_complained_of_before_anything_is_sent(path, complaints, monkeypatch):
+    def refuse(path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(files, "require_writable", refuse)
+    Journal(CLIENT_ID, N, BATCH, path=path, complain=complaints.append).claim()
+    assert len(complaints) == 1 and complaints[0].endswith(os.strerror(errno.EROFS))
+
+
+def test_state_that_may_only_be_read_can_be_continued_without_keeping_more(path, complaints, monkeypatch):
+    put(path, header() + NUMBERS[:5])
+    real = os.open
+
+    def open_read_only(path, flags, *mode):
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", open_read_only)
+    found = load(path, complaints.append)
+    assert bytes(found.numbers) == NUMBERS[:5] and complaints == []
+    found.begin()
+    assert complaints == ["the state %r cannot be written, CONTINUE will go on from what is there: %s"
+                          % (path, os.strerror(errno.EROFS))]
+
+
+def test_pipe_as_a_state_is_not_waited_for(path):
+    os.mkfifo(path)
+    assert refusal(path) == "the state PATH cannot be read: not a regular file"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
+def test_no_file_stays_open_after_the_close(path):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        begun(path, NUMBERS[:5]).close()
+        found = load(path)
+        found.begin()
+        found.close()
+        with pytest.raises(UsageError):
+            load(os.path.dirname(path))
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -13,6 +13,9 @@ import pytest
 import builds
 from builds import ROOT, Build, one_file, session
 
+from numseq import journal, shell
+from programs import CLIENT_ID
+
 BUILD_PYZ = os.path.join("tools", "build_pyz.py")
 SECONDS_MOST = 100  # seconds of one step that asks the package index
 
@@ -97,6 +100,18 @@ def test_zipapp_alone_does_the_main_job(pyz, tmp_path):
     assert out.endswith("is valid!\n")
 
 
+def test_hint_names_the_one_file_as_it_was_called(pyz, tmp_path):
+    kept = journal.Journal(CLIENT_ID.encode("ascii"), 5, 5, path=str(tmp_path / "numseq.state"))
+    kept.begin()
+    kept.close()
+    ran = subprocess.run([sys.executable, pyz, "client", "CONTINUE", "1", "-q"],
+                         cwd=str(tmp_path),
+                         stderr=subprocess.PIPE,
+                         universal_newlines=True)
+    assert ran.returncode == 4
+    assert ran.stderr.endswith("to go on: %s CONTINUE 1\n" % shell.join([sys.executable, pyz, "client"]))
+
+
 # ---- what pip makes of it
 
 
@@ -137,7 +152,8 @@ def packages(clone, tmp_path_factory):
 @pytest.mark.slow
 def test_wheel_has_the_package_and_no_tests(packages):
     wheel, _ = packages
-    expected = ["numseq/" + name for name in os.listdir(os.path.join(ROOT, "numseq")) if name.endswith(".py")]
+    expected = ["numseq/" + name for name in os.listdir(os.path.join(ROOT, "numseq"))
+                if name.endswith((".py", ".pyi", ".typed"))]
     with zipfile.ZipFile(wheel) as archive:
         assert sorted(name for name in archive.namelist() if ".dist-info/" not in name) == sorted(expected)
     assert os.path.basename(wheel).endswith("-py3-none-any.whl")

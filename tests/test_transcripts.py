@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import socket
+import sys
 import time
 import uuid
 import zipfile
@@ -14,7 +15,7 @@ import pytest
 from programs import CLIENT_ID, HOST, ROOT, TRANSCRIPT_1, module, numbers_of, script
 
 from helpers import turn_until
-from numseq import demo
+from numseq import demo, shell
 from numseq.server import SESSION_TIMEOUT, Server
 from numseq.store import MISSING
 from numseq.store_memory import MemoryStore
@@ -114,7 +115,8 @@ def test_sequence_dropped_by_the_timeout_is_continued_to_its_end(programs, loop,
         clock.advance(SESSION_TIMEOUT)
         turn_until(loop, lambda: client.process.poll() is not None)
         ended = client.wait()
-        assert (ended.status, ended.err) == (4, "client.py: to go on: client.py CONTINUE %d\n" % proxy.port)
+        assert (ended.status, ended.err) == (4, "client.py: to go on: %s CONTINUE %d\n" % (
+            shell.join([sys.executable, script("client")[0]]), proxy.port))
         assert ended.out.endswith(RESET)
         said = ended.out[:-len(RESET)]
         assert said.splitlines()[-1].startswith("Sending message: ")
@@ -366,14 +368,14 @@ def test_demo_shows_the_cut_and_ends_with_a_verified_checksum(programs, run):
     assert re.match(r"Checksum \([0-9a-f]{32}\) is valid!\Z", said[-1])
 
 
-def test_demo_ends_with_1_when_the_checksum_is_wrong(capsys, monkeypatch):
+def test_demo_ends_with_1_when_the_checksum_is_wrong(capfd, monkeypatch):
     class Forgetful(demo.MemoryStore):
         def open(self, client_id, done):
             done(None, MISSING)
 
     monkeypatch.setattr(demo, "MemoryStore", Forgetful)
     assert demo.main() == 1
-    assert capsys.readouterr().out.splitlines()[-1].endswith("does not exist;")
+    assert capfd.readouterr().out.splitlines()[-1].endswith("does not exist;")
 
 
 def test_demo_ends_without_a_traceback_when_its_reader_leaves(programs):
@@ -390,5 +392,5 @@ def test_demo_ends_without_a_traceback_when_its_reader_leaves(programs):
 def test_demo_reports_in_one_line_that_it_cannot_run(programs):
     with open("/dev/full", "wb") as full:
         ended = programs.python("-m", "numseq", cwd=ROOT, out=full)
-    assert (ended.status, ended.err) == (74, "python -m numseq: [Errno %d] %s\n"
-                                         % (errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert (ended.status, ended.err) == (
+        74, "python -m numseq: standard output cannot be written: %s\n" % os.strerror(errno.ENOSPC))

@@ -13,6 +13,10 @@ import sys
 import zipfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from numseq import files  # noqa: E402
+
 PACKAGE = "numseq"
 TARGET = "numseq.pyz"
 SHEBANG = b"#!/usr/bin/env python3\n"
@@ -30,12 +34,12 @@ sys.exit(main())
 
 def contents():
     """{name: bytes} of the files to go in."""
-    files = {"__main__.py": MAIN}
+    found = {"__main__.py": MAIN}
     for name in os.listdir(os.path.join(ROOT, PACKAGE)):
         if name.endswith(".py"):
             with open(os.path.join(ROOT, PACKAGE, name), "rb") as file:
-                files[PACKAGE + "/" + name] = file.read()
-    return files
+                found[PACKAGE + "/" + name] = file.read()
+    return found
 
 
 def pack(files):
@@ -54,11 +58,8 @@ def pack(files):
 def main():
     """Writes the file that the command line names, whole or not at all."""
     target = sys.argv[1] if len(sys.argv) > 1 else TARGET
-    beside = "%s.%d" % (target, os.getpid())
-    with open(beside, "wb") as file:
-        file.write(pack(contents()))
-    os.chmod(beside, TARGET_MODE)
-    os.replace(beside, target)
+    files.put(target, pack(contents()))
+    os.chmod(target, TARGET_MODE)
 
 
 if __name__ == "__main__":
