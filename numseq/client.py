@@ -60,15 +60,14 @@ def parse_arguments(arguments, program):
     """
     from . import options
 
-    parser = options.Parser(prog=program, description=DESCRIPTION, epilog=STATUSES,
-                            formatter_class=options.RawDescription)
+    parser = options.Parser(prog=program, description=DESCRIPTION, epilog=STATUSES)
     parser.add_version()
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     new = commands.add_parser("NEW", help="fetch a new sequence", description="Fetches a new sequence.",
-                              epilog=STATUSES, formatter_class=options.RawDescription)
+                              epilog=STATUSES)
     more = commands.add_parser("CONTINUE", help="go on with the last sequence",
                                description="Goes on with the sequence of the last NEW, from its state file.",
-                               epilog=STATUSES, formatter_class=options.RawDescription)
+                               epilog=STATUSES)
     new.add_argument("n", type=options.number(0, protocol.N_MOST),
                      help="how many numbers, 0 to %d" % protocol.N_MOST)
     for command in (new, more):

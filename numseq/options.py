@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 
 from . import console, protocol
 from .stream import PORT_MOST, parse_endpoint
@@ -12,22 +13,28 @@ SECONDS_MOST = 10 ** 9  # 31 years: longer than any machine runs, and far from w
 HELP_WIDTH = 100  # characters
 COUNT_MOST = 10 ** 9  # the limit of counts that have no limit of their own
 
-RawDescription = argparse.RawDescriptionHelpFormatter
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help of a fixed width, with the descriptions as they are written.
+
+    Without a width argparse loads shutil, and with it decompressors, to ask for the terminal's.
+    """
+
+    def __init__(self, prog, **keywords):  # newer versions give it more than the prog
+        super().__init__(prog, **dict(keywords, width=HELP_WIDTH))
 
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, and takes options by their full names alone."""
 
     def __init__(self, **keywords):
-        super().__init__(allow_abbrev=False, **keywords)
+        if sys.version_info >= (3, 14):
+            keywords["color"] = False  # colours load dataclasses and more, even where there is no terminal
+        super().__init__(allow_abbrev=False, formatter_class=Formatter, **keywords)
 
     def error(self, message):
         """Prints the message and where to find help in one line, and exits with status 2."""
         self.exit(2, console.plain("%s: %s (see %s -h)" % (self.prog, message, self.prog)) + "\n")
-
-    def _get_formatter(self):
-        # With a width given, argparse does not load shutil to ask the terminal for its own.
-        return self.formatter_class(prog=self.prog, width=HELP_WIDTH)
 
     def add_version(self):
         """Adds --version."""

@@ -373,8 +373,8 @@ def connections_limit(loop):
 
 # ---- the command line
 
-DESCRIPTION = "Keeps sequences of numbers and sends them over connections that drop. With TEST_MODE in the " \
-              "environment, a sequence follows from the client's id."
+DESCRIPTION = "Keeps sequences of numbers and sends them over connections that drop.\n" \
+              "With TEST_MODE in the environment, a sequence follows from the client's id."
 
 STORE_VARIABLE = "NUMSEQ_STORE"  # in the environment: a list of processes shows no password of it
 
