@@ -13,7 +13,7 @@ if __name__ == "__main__" and not __package__:
 import os
 import sys
 
-from . import early
+from .version import __version__
 
 USAGE = """usage: %(prog)s                       show a fetch whose connection is cut, in one process
        %(prog)s server PORT [...]     run the server
@@ -26,34 +26,38 @@ def main(arguments=None):
     program = os.path.basename(sys.argv[0])
     if program == "__main__.py":
         program = "python -m numseq"
-    if not arguments:
-        from .demo import main as run
-
-        return run(program)
-    command, rest = arguments[0], arguments[1:]
-    if command == "server":
-        early.handle_signals()
-        from .server import main as run
-    elif command == "client":
-        from .client import main as run
-    elif command in ("-h", "--help"):
+    command, rest = arguments[0] if arguments else "", arguments[1:]
+    if command in ("-h", "--help"):
         print(USAGE % {"prog": program})
         return 0
-    elif command == "--version":
-        from .version import __version__
-
+    if command == "--version":
         print("numseq " + __version__)
         return 0
-    else:
-        sys.stderr.write("%s: unknown command %a, expected server or client (see %s -h)\n"
-                         % (program, command, program))
-        return 2
-    return run(rest, "%s %s" % (program, command))
+    try:
+        if not arguments:
+            from .demo import main as run
+        elif command == "server":
+            from .early import handle_signals
+
+            handle_signals()  # before all that takes time to load
+            from .server import main as run
+        elif command == "client":
+            from .client import main as run
+        else:
+            sys.stderr.write("%s: unknown command %a, expected server or client (see %s -h)\n"
+                             % (program, command, program))
+            return 2
+    except (AttributeError, ImportError) as error:  # see docs/builds.md
+        sys.stderr.write("numseq does not run on this Python: %s\n" % error)
+        return 1
+    return run(rest, "%s %s" % (program, command)) if arguments else run(program)
 
 
 def server():
     """The command numseq-server; returns the exit status."""
-    early.handle_signals()
+    from .early import handle_signals
+
+    handle_signals()
     from .server import main as run
 
     return run()

@@ -5,14 +5,17 @@
     python numseq/client.py CONTINUE 5000
 """
 
-# run as a file: let the package be found, and run it from there
-if __name__ == "__main__" and not __package__:
-    import os
+if __name__ == "__main__" and not globals().get("__package__"):  # run as a file: find the package
     import sys
 
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    from numseq.client import main
+    try:
+        import os
 
+        sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        from numseq.client import main
+    except (AttributeError, ImportError) as error:  # see docs/builds.md
+        print("numseq does not run on this Python:", error, file=sys.stderr)
+        sys.exit(1)
     sys.exit(main())
 
 import os
