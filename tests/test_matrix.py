@@ -5,6 +5,7 @@ continuation, which has to prove complete. Server and client both run on the bui
 """
 
 import os
+import pty
 import re
 import subprocess
 
@@ -13,6 +14,7 @@ import pytest
 import builds
 from builds import Build, in_bare_root, modules, newest, oldest, prepared, scripts, serving, session, told_by
 from builds import unpredictable_session
+from programs import CLIENT_ID
 
 pytestmark = pytest.mark.slow
 
@@ -308,6 +310,31 @@ def root_build(request, source):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("arguments, before", [([], 0), (["-q"], 0), (["-q", "--output", "-"], 2)],
+                         ids=["transcript", "result", "numbers"])
+def test_client_whose_output_is_full_says_so_and_ends_with_74(arguments, before, root_build, tmp_path):
+    with serving(root_build, tmp_path, TEST_MODE="1") as port, open("/dev/full", "wb") as full:
+        new = ["NEW", 100, port, "--client_id", CLIENT_ID] + arguments
+        status, _, err = root_build.run("client", new, tmp_path, stdout=full)
+        # With the numbers on standard output, the result is on standard error.
+        lines = err.splitlines()[before:]
+        assert (status, len(lines), "No space left" in lines[-1]) == (74, 1, True), err
+
+
+@pytest.mark.slow
+def test_client_whose_reader_leaves_ends_with_141_and_says_nothing(root_build, tmp_path):
+    with serving(root_build, tmp_path, TEST_MODE="1") as port:
+        process = root_build.start("client", ["NEW", 20000, port, "--retry", 1000], tmp_path)
+        try:
+            assert process.stdout.readline().startswith(b"Sending message: 'INIT,")
+            process.stdout.close()
+            err = process.stderr.read()
+            assert (process.wait(builds.SECONDS_MOST), err) == (141, b"")
+        finally:
+            builds.end(process)
+
+
+@pytest.mark.slow
 def test_server_whose_output_is_full_goes_on(root_build, tmp_path):
     port = builds.free_port()
     with open("/dev/full", "wb") as full:
@@ -334,6 +361,27 @@ def test_server_whose_reader_leaves_goes_on(root_build, tmp_path):
         assert (process.wait(builds.SECONDS_MOST), builds.complaints(process.stderr.read())) == (0, [])
     finally:
         builds.end(process)
+
+
+@pytest.mark.slow
+def test_terminal_that_others_share_is_never_made_non_blocking(root_build, tmp_path):
+    ours, theirs = pty.openpty()
+    try:
+        process = root_build.start("server", [0], tmp_path, stdout=theirs, stderr=theirs)
+        try:
+            told = b""
+            while not told.endswith(b"\n"):
+                told += os.read(ours, 1000)
+            assert told.startswith(b"Listening on ")
+            assert os.get_blocking(theirs)
+            process.terminate()
+            assert process.wait(builds.SECONDS_MOST) == 0
+            assert os.get_blocking(theirs)
+        finally:
+            builds.end(process)
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 # ---- surroundings
@@ -410,6 +458,25 @@ def test_session_with_standard_input_from_a_file(interpreter, source, tmp_path):
 def test_session_with_a_low_limit_of_open_files(files, interpreter, source, tmp_path):
     build = scripts(interpreter, source, files=files)
     session(build, build, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("files", range(6, 13))
+def test_server_with_very_few_open_files_serves_or_says_so(files, interpreter, source, tmp_path):
+    build = scripts(interpreter, source, files=files)
+    process = build.start("server", [0], str(tmp_path))
+    try:
+        told = process.stdout.readline()
+        if told:
+            port = int(told.rsplit(b":", 1)[1])
+            assert scripts(interpreter, source).run("client", ["NEW", 5, port, "-q"], str(tmp_path))[0] == 0
+            process.terminate()
+            assert (process.wait(builds.SECONDS_MOST), b"Traceback" in process.stderr.read()) == (0, False)
+        else:
+            err = process.stderr.read().decode("ascii")
+            assert (process.wait(builds.SECONDS_MOST), err.count("\n")) == (1, 1), err
+    finally:
+        builds.end(process)
 
 
 HUNDRED = """
