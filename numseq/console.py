@@ -130,7 +130,7 @@ class Console:
         if self._pollable:
             try:
                 self.loop.watch(self, WRITE if self._waiting else 0)
-            except OSError:  # epoll refuses a disk and a null device with EPERM, kqueue some with others
+            except PermissionError:  # epoll refuses a disk and a null device
                 self._pollable = False
         if self.dropped and not self._waiting and not self._failed:
             self._waiting += self._missing % self.dropped

@@ -87,9 +87,10 @@ def load_all(interpreter, source, folder):
 
 # The rows of the table that say what each command loads.
 ROWS = {
-    "`server PORT`": ["every command"],
-    "`server` with options": ["every command", "options"],
-    "`TEST_MODE=1 server` with options": ["every command", "options", "`TEST_MODE`"],
+    "`server PORT`": ["every command", "the server, where it is there"],
+    "`server` with options": ["every command", "the server, where it is there", "options"],
+    "`TEST_MODE=1 server` with options": ["every command", "the server, where it is there", "options",
+                                          "`TEST_MODE`"],
     "`client NEW`": ["every command", "options", "the client"],
     "`client CONTINUE`": ["every command", "options", "the client"],
     "`client -h`": ["every command", "options", "the client"],

@@ -11,7 +11,7 @@ import socket
 import pytest
 
 from helpers import read_from, read_to_end, turn_until
-from numseq import protocol, sequence
+from numseq import protocol
 from numseq import server as server_module
 from numseq.budget import WORK_SECONDS
 from numseq.loop import READ
@@ -1269,7 +1269,6 @@ def test_a_cheap_request_is_answered_while_costly_ones_wait(start, loop, clock):
 
 def test_init_without_random_bytes_is_refused_and_the_next_is_served(start, monkeypatch):
     running = start(test_mode=False)
-    monkeypatch.setattr(sequence, "_seeds", [])
 
     def fail(size):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
