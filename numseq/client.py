@@ -97,7 +97,7 @@ def parse_arguments(arguments, program):
         add("--no-progress", dest="progress", action="store_false", help="show no progress on a terminal")
         add("--version", action="version", version=options.VERSION)
     prove = commands.add_parser("CHECK", help="prove a link", description=CHECK_DESCRIPTION,
-                                epilog=CHECK_STATUSES, formatter_class=options.RawDescription)
+                                epilog=CHECK_STATUSES)
     if "CHECK" in arguments:
         from . import check
 
