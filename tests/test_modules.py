@@ -66,6 +66,7 @@ def load_all(interpreter, source, folder):
 
     with serving(build, str(folder)) as port:
         run("`client NEW`", "client", ["NEW", 1000, port])
+        run("`client CHECK`", "client", ["CHECK", port, "--duration", "0.2"])
         run("`client CONTINUE`", "client", ["CONTINUE", port, "-q", "--output", "numbers"])
     found["`server` with options"] = content()
     with serving(build, str(folder), TEST_MODE="1") as port:
@@ -92,6 +93,7 @@ ROWS = {
     "`TEST_MODE=1 server` with options": ["every command", "the server, where it is there", "options",
                                           "`TEST_MODE`"],
     "`client NEW`": ["every command", "options", "the client"],
+    "`client CHECK`": ["every command", "options", "the client"],
     "`client CONTINUE`": ["every command", "options", "the client"],
     "`client -h`": ["every command", "options", "the client"],
     "`python -m numseq`": ["every command", "the client"],
