@@ -71,7 +71,11 @@ def complain(program, text):
 
 def discard(file):
     """Throws away what an open file still has to write: it failed, and would fail again at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # no /dev: a pipe, open at both ends, takes what is left
+        null = os.pipe()[1]
+    os.dup2(null, file.fileno())
 
 
 def status_without_output(error, program):
