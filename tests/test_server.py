@@ -1149,6 +1149,19 @@ def test_client_gone_before_its_checksum_costs_nothing_more(start):
     assert running.all_that_is_said(cont() + b"FIN;") == b"ACK;" + fac(65535)
 
 
+def test_time_that_is_up_before_the_checksum_ends_a_session_once(start, clock):
+    running = start(session_timeout=1.0)
+    peer = running.connect()
+    running.say(peer, init(65535, 5), b"ACK;")
+    peer.sendall(b"FIN;")
+    running.turn_until(lambda: any(session.phase is FINISHING for session in running.server.sessions))
+    clock.advance(1.1)
+    running.turn(3)
+    assert not running.server.sessions
+    assert running.loop.timers() == 1, "only the store's"
+    assert running.all_that_is_said(cont() + b"FIN;") == b"ACK;" + fac(65535)
+
+
 def test_drawn_numbers_go_with_their_connection(start, traced):
     running = start()
     grown = traced()
