@@ -26,20 +26,22 @@ def main(arguments=None):
     program = os.path.basename(sys.argv[0])
     if program == "__main__.py":
         program = "python -m numseq"
-    if not arguments:
-        from .demo import main as run
-
-        return run(program)
-    command, rest = arguments[0], arguments[1:]
-    if command == "server":
-        early.handle_signals()
-        from .server import main as run
-    elif command == "client":
-        signals.catch()  # before all that takes time to load
-        from .client import main as run
-    else:
-        return show(command, program)
-    return run(rest, "%s %s" % (program, command))
+    command, rest = arguments[0] if arguments else "", arguments[1:]
+    try:
+        if not arguments:
+            from .demo import main as run
+        elif command == "server":
+            early.handle_signals()  # before all that takes time to load
+            from .server import main as run
+        elif command == "client":
+            signals.catch()  # the same
+            from .client import main as run
+        else:
+            return show(command, program)
+    except (AttributeError, ImportError) as error:  # see docs/builds.md
+        sys.stderr.write("numseq does not run on this Python: %s\n" % error)
+        return 1
+    return run(rest, "%s %s" % (program, command)) if arguments else run(program)
 
 
 def server():

@@ -6,19 +6,22 @@
 """
 
 # run as a file: let the package be found, and run it from there
-if __name__ == "__main__" and not __package__:
+if __name__ == "__main__" and not globals().get("__package__"):
+    import sys
+
     try:
         import os
-        import sys
 
         sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
         from numseq import signals
 
         signals.catch()  # before all that takes time to load
+        from numseq.client import main
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    from numseq.client import main
-
+    except (AttributeError, ImportError) as error:  # see docs/builds.md
+        print("numseq does not run on this Python:", error, file=sys.stderr)
+        raise SystemExit(1) from None
     sys.exit(main())
 
 try:
@@ -80,15 +83,14 @@ def parse_arguments(arguments, program):
     """
     from . import options
 
-    parser = options.Parser(prog=program, description=DESCRIPTION, epilog=STATUSES,
-                            formatter_class=options.RawDescription)
+    parser = options.Parser(prog=program, description=DESCRIPTION, epilog=STATUSES)
     parser.add_version()
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     new = commands.add_parser("NEW", help="fetch a new sequence", description="Fetches a new sequence.",
-                              epilog=STATUSES, formatter_class=options.RawDescription)
+                              epilog=STATUSES)
     more = commands.add_parser("CONTINUE", help="go on with the last sequence",
                                description="Goes on with the sequence of the last NEW, from its state file.",
-                               epilog=STATUSES, formatter_class=options.RawDescription)
+                               epilog=STATUSES)
     new.add_argument("n", type=options.number(0, protocol.N_MOST),
                      help="how many numbers, 0 to %d" % protocol.N_MOST)
     for command in (new, more):
@@ -115,9 +117,9 @@ def parse_arguments(arguments, program):
             help="write the verified numbers there, one per line; - is standard output")
         add("-q", "--quiet", action="store_true", help="print only the result")
         add("--no-progress", dest="progress", action="store_false", help="show no progress on a terminal")
-        add("--version", action="version", version=options.VERSION)
+        add("--version", action=options.Version)
     prove = commands.add_parser("CHECK", help="prove a link", description=CHECK_DESCRIPTION,
-                                epilog=CHECK_STATUSES, formatter_class=options.RawDescription)
+                                epilog=CHECK_STATUSES)
     if "CHECK" in arguments:
         from . import check
 

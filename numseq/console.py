@@ -10,6 +10,9 @@ import stat
 
 from .loop import WRITE
 
+if os.name != "posix":  # docs/builds.md has what other systems lack
+    raise ImportError("it needs a POSIX system")
+
 WAITING_MOST = 64 * 1024  # bytes of lines waiting to be written; lines beyond are dropped and counted
 WRITE_MOST = 16 * 1024  # bytes of one write, so that a slow serial line does not hold up the loop
 PIPE_PIECE = getattr(select, "PIPE_BUF", 512)  # bytes that a pipe takes without blocking once it is ready
@@ -155,10 +158,10 @@ def writer(file):
         return connection.fileno(), lambda data: connection.send(data, socket.MSG_DONTWAIT), connection.close
     terminal = os.isatty(file)
     if terminal or stat.S_ISFIFO(mode):
-        for path in ["/proc/self/fd/%d" % file] + ([os.ttyname(file)] if terminal else []):
+        for path_of in "/proc/self/fd/{}".format, os.ttyname:
             try:
-                again = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-            except OSError:  # no /proc, not ours to open, or no reader now
+                again = os.open(path_of(file), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            except OSError:  # no /proc, no terminal, no name for it here, not ours to open, or no reader now
                 continue
             return again, lambda data: os.write(again, data), lambda: os.close(again)
     piece = TERMINAL_PIECE if terminal else PIPE_PIECE

@@ -13,38 +13,64 @@ SECONDS_MOST = 10 ** 9  # 31 years: longer than any machine runs, and far from w
 HELP_WIDTH = 100  # characters
 COUNT_MOST = 10 ** 9  # the limit of counts that have no limit of their own
 
-RawDescription = argparse.RawDescriptionHelpFormatter
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help of a fixed width, with the descriptions as they are written.
+
+    Without a width argparse loads shutil, and with it decompressors, to ask for the terminal's.
+    """
+
+    def __init__(self, prog, **keywords):  # newer versions give it more than the prog
+        super().__init__(prog, **dict(keywords, width=HELP_WIDTH))
+
+
+class Version(argparse.Action):
+    """Shows the version."""
+
+    def __init__(self, option_strings, dest, **keywords):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS,
+                         help="show program's version number and exit")
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.put(VERSION + "\n", sys.stdout)
+        parser.exit()
 
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, and takes options by their full names alone."""
 
     def __init__(self, **keywords):
-        super().__init__(allow_abbrev=False, **keywords)
+        if sys.version_info >= (3, 14):
+            keywords["color"] = False  # colours load dataclasses and more, even where there is no terminal
+        super().__init__(allow_abbrev=False, formatter_class=Formatter, **keywords)
 
     def error(self, message):
         """Prints the message and where to find help in one line, and exits with status 2."""
         self.exit(2, console.plain("%s: %s (see %s -h)" % (self.prog, message, self.prog)) + "\n")
 
-    def _print_message(self, message, file=None):
-        """Writes help, the version or an error; argparse would hide a failure, or show a traceback."""
-        if not message:
-            return
+    def exit(self, status=0, message=None):
+        """Exits, after a message on standard error if there is one."""
+        if message:
+            self.put(message, sys.stderr)
+        raise SystemExit(status)
+
+    def print_help(self, file=None):
+        """Writes the help to sys.stdout or sys.stderr."""
+        self.put(self.format_help(), sys.stdout if file is None else file)
+
+    def put(self, text, stream):
+        """Writes to sys.stdout or sys.stderr; argparse would hide a failure, or show a traceback."""
         try:
-            writer.put_text(file or sys.stderr, message)
+            writer.put_text(stream, text)
         except writer.Stopped:
             raise SystemExit(128 + signals.arrived[0]) from None
         except writer.OutputFailed as error:
-            if file is sys.stdout:
+            if stream is sys.stdout:
                 raise SystemExit(writer.report(self.prog, error)) from None
-
-    def _get_formatter(self):
-        # With a width given, argparse does not load shutil to ask the terminal for its own.
-        return self.formatter_class(prog=self.prog, width=HELP_WIDTH)
 
     def add_version(self):
         """Adds --version."""
-        self.add_argument("--version", action="version", version=VERSION)
+        self.add_argument("--version", action=Version)
 
 
 def number(least, most):

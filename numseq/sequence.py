@@ -9,7 +9,6 @@ from . import digits
 DRAWING = 1
 
 SEED_BYTES = 16  # of an unpredictable seed: as much as an id has, so that neither is easier to guess
-SEEDS_POOLED = 256  # seeds of one call of the system
 DRAW_WORDS = 1024  # generator words drawn at once: 8 times as many are no faster, and cost more memory
 
 BLOCK = 1024  # numbers drawn together, 8 us: twice as many save 3 % of a whole sequence and double that
@@ -29,15 +28,9 @@ _OVER = bytes(range(202, 256))
 _text = digits.writer(b"", b", ", b"")
 
 
-_seeds = []  # made, and not given out yet
-
-
 def unpredictable_seed():
     """A seed (bytes) that nobody can guess. Raises OSError where the system has no random bytes now."""
-    if not _seeds:
-        pool = os.urandom(SEED_BYTES * SEEDS_POOLED)
-        _seeds.extend(pool[first:first + SEED_BYTES] for first in range(0, len(pool), SEED_BYTES))
-    return _seeds.pop()
+    return os.urandom(SEED_BYTES)  # 1 us; a pool of them would be shared by threads
 
 
 def draw(seed, first, last):

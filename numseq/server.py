@@ -5,16 +5,20 @@
 """
 
 if __name__ == "__main__":  # signals first: see early.py
-    import os
     import sys
 
-    if not __package__:  # run as a file: let the package be found, through symbolic links too
-        sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-    from numseq import early
+    try:
+        if not globals().get("__package__"):
+            import os  # run as a file: let the package be found, through symbolic links too
 
-    early.handle_signals()
-    from numseq.server import main
+            sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+        from numseq import early
 
+        early.handle_signals()
+        from numseq.server import main
+    except (AttributeError, ImportError) as error:  # see docs/builds.md
+        print("numseq does not run on this Python:", error, file=sys.stderr)
+        sys.exit(1)
     sys.exit(main())
 
 import os
@@ -373,8 +377,8 @@ def connections_limit(loop):
 
 # ---- the command line
 
-DESCRIPTION = "Keeps sequences of numbers and sends them over connections that drop. With TEST_MODE in the " \
-              "environment, a sequence follows from the client's id."
+DESCRIPTION = "Keeps sequences of numbers and sends them over connections that drop.\n" \
+              "With TEST_MODE in the environment, a sequence follows from the client's id."
 
 STORE_VARIABLE = "NUMSEQ_STORE"  # in the environment: a list of processes shows no password of it
 
@@ -501,17 +505,25 @@ def serve(settings, program, environment=os.environ):
         return 1 if isinstance(error, OSError) else 2
     test_mode = "TEST_MODE" in environment
     server = Server(loop, store, complaints.line if settings.verbose else None, settings.session_timeout,
-                    connections(settings, loop, complain), settings.turn_messages, test_mode,
+                    connections(settings, loop), settings.turn_messages, test_mode,
                     settings.connections_per_address, complain)
     loop.report = server.report
-    if test_mode:
-        complain("TEST_MODE is set: whoever knows a client's id knows its numbers")
-        sequence.draw("", 0, 1)  # loads the module that this needs, now that there are files to open it with
     supervisor = Supervisor(environment)
     exporter = Exporter(loop, lambda: server.families(lines.dropped_ever + complaints.dropped_ever),
                         server.trouble)
     where = settings.host, settings.port
+
+    def drain():
+        supervisor.stopping(server.status())
+        server.drain()
+
+    def tell_figures():
+        for line in summary(exporter.figures()):
+            complain(line)
+
     try:
+        if test_mode:
+            sequence.draw("", 0, 1)  # loads the module that this needs, while there are files to open it with
         passed = listening_sockets(environment)
         if passed:
             addresses = server.listen_on(passed)
@@ -520,6 +532,14 @@ def serve(settings, program, environment=os.environ):
         if settings.metrics:
             where = settings.metrics
             exporter.listen(*where)
+        for name in early.ENDING:
+            loop.on_signal(getattr(signal, name), drain)
+        if hasattr(signal, "SIGUSR1"):
+            loop.on_signal(signal.SIGUSR1, tell_figures)
+        os.close(os.dup(0))  # one connection has to be possible, at least
+    except ImportError as error:
+        complain("TEST_MODE is not possible on this Python: %s" % error)
+        status = 1
     except BadActivation as error:
         complain(str(error))
         status = 1
@@ -527,20 +547,12 @@ def serve(settings, program, environment=os.environ):
         complain("cannot listen on %s: %s" % (endpoint(where), error))
         status = 1
     else:
+        if test_mode:
+            complain("TEST_MODE is set: whoever knows a client's id knows its numbers")
+        few = few_connections(settings, loop)
+        if few:
+            complain(few)
         lines.line("Listening on " + ", ".join(map(endpoint, addresses)))
-
-        def drain():
-            supervisor.stopping(server.status())
-            server.drain()
-
-        def tell_figures():
-            for line in summary(exporter.figures()):
-                complain(line)
-
-        for name in early.ENDING:
-            loop.on_signal(getattr(signal, name), drain)
-        if hasattr(signal, "SIGUSR1"):
-            loop.on_signal(signal.SIGUSR1, tell_figures)
         supervisor.ready(loop, server.status)
         loop.run()
         status = 0
@@ -553,15 +565,19 @@ def serve(settings, program, environment=os.environ):
     return status
 
 
-def connections(settings, loop, complain):
-    """How many connections there may be at once: what was asked for, as far as the limit of open files
-    allows it."""
+def connections(settings, loop):
+    """How many connections are allowed at once: as many as asked for, within the limit of open files."""
     limit = connections_limit(loop)
-    wanted = settings.connections or min(FEW_CONNECTIONS, CONNECTIONS_MOST)
-    if limit < wanted:
-        complain("the limit of open files, %s, leaves room for %d connections (ulimit -n)" % (
-            process.files_most(), limit))
     return min(settings.connections or limit, limit)
+
+
+def few_connections(settings, loop):
+    """What to tell (text) where the limit of open files allows fewer connections than wanted, or None."""
+    limit = connections_limit(loop)
+    if limit >= (settings.connections or min(FEW_CONNECTIONS, CONNECTIONS_MOST)):
+        return None
+    return "the limit of open files, %s, leaves room for %d connections (ulimit -n)" % (
+        process.files_most(), limit)
 
 
 def main(arguments=None, program=None):

@@ -2,7 +2,6 @@
 
 import collections
 import os
-import random
 
 from . import protocol, sequence
 from .errors import (ChecksumMismatch, ConnectionLost, FetchError, Forgotten, ProtocolBroken, Refused,
@@ -259,7 +258,8 @@ class Fetch:
         # From one beginning to the next, so that a connection that was swallowed has no pause after it. With
         # jitter, or all clients of a server that was away come back at once.
         pause = min(PAUSE_FIRST * 2 ** min(self._failures, 32), PAUSE_MOST)
-        pause = max(self._begun + pause - self.loop.now, PAUSE_FIRST) * random.uniform(0.5, 1)
+        share = (257 + os.urandom(1)[0]) / 512  # 0.5 to 1; a small build may lack the module random
+        pause = max(self._begun + pause - self.loop.now, PAUSE_FIRST) * share
         if self._failing_since is not None:
             left = self._failing_since + self._retry * self._timeout - self.loop.now
             pause = min(pause, left) if left > 0 else pause

@@ -5,6 +5,7 @@ import functools
 import glob
 import hashlib
 import os
+import platform
 import random
 import re
 import resource
@@ -12,15 +13,15 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 
 import pytest
 
+import debian
 from helpers import ROOT, WAIT_SECONDS
 from programs import CLIENT_ID, DUE, TRANSCRIPT_1
 
-VERSIONS = [(3, minor) for minor in range(6, 15)]
+VERSIONS = [(3, minor) for minor in range(6, 16)]
 REQUIRED = os.environ.get("NUMSEQ_REQUIRE_MATRIX") == "1"  # what is always there in CI may not be skipped
 VERSIONS_LEAST = 4  # that may not be missing then
 
@@ -83,35 +84,105 @@ def newest():
     return max(pythons().items())[1]
 
 
-DEBIAN_PACKAGES = ["python3.11-minimal", "libpython3.11-minimal"]
+# ---- Debian's builds, apart from the system
 
 
-def unpack_debian(folder):
-    """Unpacks Debian's minimal Python in folder, without installing it; returns why it could not, or None."""
-    if not (shutil.which("apt-get") and shutil.which("dpkg")):
-        return "there is no apt-get and dpkg here"
-    if os.path.exists(os.path.join(folder, "usr")):
-        return None
-    os.makedirs(folder, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        os.chmod(work, 0o755)  # the downloader may be another user
-        download = ["apt-get", "-q", "download"] + DEBIAN_PACKAGES
-        for command in (download, ["apt-get", "-q", "update"], download):
-            try:
-                got = subprocess.run(command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                     timeout=120)
-            except subprocess.TimeoutExpired:
-                return "%s took too long" % " ".join(command)
-            if command is download and not got.returncode:
-                break
-        packages = glob.glob(os.path.join(work, "*.deb"))
-        if len(packages) != len(DEBIAN_PACKAGES):
-            said = got.stdout.decode(errors="replace").strip().splitlines()
-            return "Debian's packages cannot be fetched: %s" % (said[-1] if said else got.returncode)
-        for package in packages:
-            subprocess.check_call(["dpkg", "-x", package, os.path.join(work, "root")])
-        os.rename(os.path.join(work, "root", "usr"), os.path.join(folder, "usr"))
-    return None
+class Interpreter:
+    """How a Python is started: command is a list of text, flags included; environment is what it needs."""
+
+    def __init__(self, command, environment=None):
+        self.command = list(command)
+        self.environment = dict(environment or {})
+
+
+# architecture: (loader, folder of libraries)
+LOADERS = {
+    "amd64": ("ld-linux-x86-64.so.2", "x86_64-linux-gnu"),
+    "i386": ("ld-linux.so.2", "i386-linux-gnu"),
+}
+# In newer suites the first two are links to the others, and made by another package.
+LIBRARY_FOLDERS = ["lib", "lib64", "usr/lib", "usr/lib64"]
+APART = ["-P", "-s", "-S"]  # nothing from the current folder, no site-packages
+# name: (program, flags, whether it has to be told where its own folder is)
+DEBIAN = {
+    "minimal": ("usr/bin/python3.11", APART, True),
+    "development": ("usr/bin/python3.15", APART, True),
+    "i386": ("usr/bin/python3.11", APART, True),
+    "s390x": ("usr/bin/python3.11", APART, True),
+    "pypy": ("usr/bin/pypy3", APART[1:], False),  # -P is of 3.11
+}
+
+
+@functools.lru_cache(maxsize=None)
+def unpacked(name, cache):
+    """(folder, None) with the packages of a name in debian.FOLDERS, or (None, why they are not there)."""
+    if platform.machine() != "x86_64" or sys.platform != "linux":
+        return None, "Debian's builds are run on Linux on x86_64 alone"
+    try:
+        return debian.unpacked(name, cache), None
+    except debian.Unavailable as error:
+        return None, str(error)
+
+
+def debian_python(name, folder, emulator=None):
+    """The Interpreter of a name in DEBIAN, unpacked in folder; an emulator is the path of a program."""
+    program, flags, told = DEBIAN[name]
+    if emulator is not None:
+        start = [emulator, "-L", folder]
+    else:  # the loader of the folder's own libc, so that its libraries are taken and none of the system's
+        loader, libraries = LOADERS[debian.FOLDERS[name][1]]
+        found = [os.path.join(folder, each, loader) for each in LIBRARY_FOLDERS]
+        paths = [os.path.join(folder, each, libraries) for each in LIBRARY_FOLDERS]
+        start = [next(filter(os.path.exists, found)), "--library-path",
+                 ":".join(filter(os.path.isdir, paths))]
+    return Interpreter(start + [os.path.join(folder, program)] + flags,
+                       {"PYTHONHOME": os.path.join(folder, "usr")} if told else {})
+
+
+# Of Debian's minimal Python, all that it needs to run: paths below a folder of it.
+BARE = ["usr/bin/python3.11", "usr/lib/python3.11", "lib64/ld-linux-x86-64.so.2"] + [
+    "lib/x86_64-linux-gnu/" + name for name in ("libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1")]
+
+
+def make_bare_root(folder, root):
+    """Makes a root directory with Debian's minimal Python (unpacked in folder) and numseq alone."""
+    for path in BARE:
+        source, target = os.path.join(folder, path), os.path.join(root, path)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        (shutil.copytree if os.path.isdir(source) else shutil.copy)(source, target)
+    copy_package(os.path.join(root, "source"))
+    os.mkdir(os.path.join(root, "work"))
+
+
+def in_bare_root(root, **keywords):
+    """A Build that runs the files with root as the root directory."""
+    interpreter = Interpreter(["/" + BARE[0]] + APART)
+    return scripts(interpreter, "/source", root=root, folder="/work", **keywords)
+
+
+def starts(interpreter):
+    """Whether an Interpreter runs here."""
+    try:
+        return subprocess.call(interpreter.command + ["-c", ""], env=interpreter.environment,
+                               stderr=subprocess.DEVNULL) == 0
+    except OSError:
+        return False
+
+
+def program_of(interpreter):
+    """The path of the program of an Interpreter."""
+    return next(part for part in interpreter.command if os.path.basename(part).startswith(("python", "pypy")))
+
+
+def told_by(interpreter, code, *arguments):
+    """What code prints (text) on an interpreter: a path, or an Interpreter."""
+    interpreter = _as_interpreter(interpreter)
+    return subprocess.check_output(interpreter.command + ["-c", code] + list(arguments),
+                                   env=interpreter.environment, universal_newlines=True, timeout=SECONDS_MOST)
+
+
+def _as_interpreter(interpreter):
+    return interpreter if isinstance(interpreter, Interpreter) else Interpreter([interpreter])
 
 
 # ---- ways to run the programs
@@ -133,62 +204,75 @@ class Build:
     closed         the numbers of the standard streams that are closed
     files          the limit of open files
     stdin          the path of standard input
+    root           the folder that becomes the root directory, for command, environment and folder too
     """
 
-    def __init__(self, command, environment=None, folder=None, closed=(), files=None, stdin=os.devnull):
+    def __init__(self, command, environment=None, folder=None, closed=(), files=None, stdin=os.devnull,
+                 root=None):
         self.command = command
         self.environment = dict(environment or {})
         self.folder = folder
         self.closed = closed
         self.files = files
         self.stdin = stdin
+        self.root = root
 
-    def start(self, name, arguments, folder, **variables):
+    def start(self, name, arguments, folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **variables):
         """The running process of the server or the client, with more variables in its environment."""
 
         def prepare():
+            if self.root is not None:
+                os.chroot(self.root)
+                os.chdir(self.folder)
             if self.files is not None:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (self.files, self.files))
             for file in self.closed:
                 os.close(file)
 
         with open(self.stdin, "rb") as stdin:
-            return subprocess.Popen(self.command(name) + list(map(str, arguments)), cwd=self.folder or folder,
+            return subprocess.Popen(self.command(name) + list(map(str, arguments)),
+                                    cwd="/" if self.root else self.folder or folder,
                                     env=dict(self.environment, **variables), preexec_fn=prepare,
-                                    stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                                    stdin=stdin, stdout=stdout, stderr=stderr)
 
-    def run(self, name, arguments, folder):
-        """(exit status, output, complaints) of the server or the client."""
-        process = self.start(name, arguments, folder)
+    def run(self, name, arguments, folder, **keywords):
+        """(exit status, output, complaints) of the server or the client; keywords are those of `start`."""
+        process = self.start(name, arguments, folder, **keywords)
         try:
             out, err = process.communicate(timeout=SECONDS_MOST)
         finally:
             end(process)
-        return process.returncode, out.decode("ascii"), err.decode("ascii")
+        return process.returncode, (out or b"").decode("ascii"), (err or b"").decode("ascii")
+
+
+def _build(interpreter, flags, arguments, environment=None, **keywords):
+    """A Build that runs an interpreter (a path or an Interpreter) with flags and arguments(name)."""
+    interpreter = _as_interpreter(interpreter)
+    return Build(lambda name: interpreter.command + list(flags) + arguments(name),
+                 dict(interpreter.environment, **(environment or {})), **keywords)
 
 
 def scripts(interpreter, source, *flags, **keywords):
     """A Build that runs the files: python numseq/server.py."""
-    return Build(lambda name: [interpreter] + list(flags) + [os.path.join(source, "numseq", name + ".py")],
-                 **keywords)
+    return _build(interpreter, flags, lambda name: [os.path.join(source, "numseq", name + ".py")], **keywords)
 
 
 def modules(interpreter, source, *flags, environment=None, **keywords):
     """A Build that runs the modules: python -m numseq.server."""
-    return Build(lambda name: [interpreter] + list(flags) + ["-m", "numseq." + name],
-                 dict(environment or {}, PYTHONPATH=source), **keywords)
+    return _build(interpreter, flags, lambda name: ["-m", "numseq." + name],
+                  dict(environment or {}, PYTHONPATH=source), **keywords)
 
 
 def one_file(interpreter, path, *flags, **keywords):
     """A Build that runs the one file: python numseq.pyz server."""
-    return Build(lambda name: [interpreter] + list(flags) + [path, name], **keywords)
+    return _build(interpreter, flags, lambda name: [path, name], **keywords)
 
 
 def prepared(interpreter, source, code, *flags, **keywords):
     """A Build that runs code first, such as takes modules away."""
-    code = ("import sys\nsys.path[0] = %r\n%s\nfrom numseq.__main__ import main\nsys.exit(main())\n"
+    code = ("import sys\nsys.path[:0] = [%r]\n%s\nfrom numseq.__main__ import main\nsys.exit(main())\n"
             % (source, code))
-    return Build(lambda name: [interpreter] + list(flags) + ["-c", code, name], **keywords)
+    return _build(interpreter, flags, lambda name: ["-c", code, name], **keywords)
 
 
 def end(process):
@@ -196,8 +280,9 @@ def end(process):
     if process.poll() is None:
         process.kill()
         process.communicate()
-    process.stdout.close()
-    process.stderr.close()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 # ---- the session
@@ -211,7 +296,7 @@ def serving(build, folder, session_timeout=LONG_TIMEOUT, **variables):
     process = build.start("server", arguments, folder, **variables)
     try:
         if port:
-            wait_until(lambda: _listens(port))
+            wait_until(lambda: listens(port))
         else:
             told = process.stdout.readline()
             assert told.startswith(b"Listening on 127.0.0.1:"), told + process.stderr.read()
@@ -219,11 +304,14 @@ def serving(build, folder, session_timeout=LONG_TIMEOUT, **variables):
         yield port
         process.terminate()
         out, err = process.communicate(timeout=SECONDS_MOST)
-        complaints = [line for line in err.decode("ascii").splitlines() if not any(due in line
-                                                                                   for due in DUE)]
-        assert (process.returncode, complaints) == (0, [])
+        assert (process.returncode, complaints(err)) == (0, []), (process.returncode, err)
     finally:
         end(process)
+
+
+def complaints(err):
+    """The lines of a server's standard error (bytes), without those about its settings."""
+    return [line for line in err.decode("ascii").splitlines() if not any(due in line for due in DUE)]
 
 
 def free_port():
@@ -241,7 +329,8 @@ def wait_until(predicate):
         time.sleep(0.01)
 
 
-def _listens(port):
+def listens(port):
+    """Whether a server accepts connections there."""
     try:
         socket.create_connection(("127.0.0.1", port)).close()
     except ConnectionRefusedError:
@@ -290,7 +379,7 @@ def _try_session(port, client, folder, options):
     if not ("Received: NUM," in out or silent and _has_numbers(folder, LARGE_ID)):
         return 2
     assert silent or out.splitlines()[-1].startswith("ERROR: [Errno "), out[-200:]
-    assert 2 in client.closed or "to go on: " in err
+    assert 2 in client.closed or "to go on: " in err and "Warning" not in err, err
     more = client.run("client", ["CONTINUE", port, "-q", "--retry", 1000] + options, folder)
     assert more == (0, "" if silent else proof(LARGE_ID, LARGE), "")
     return None

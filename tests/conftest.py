@@ -206,14 +206,64 @@ def port():
 
 
 @pytest.fixture(scope="session")
-def debian(request, tmp_path_factory):
-    """The path of Debian's minimal Python; it is fetched once for all runs."""
+def debian_folder(request, tmp_path_factory):
+    """A function: the folder of a name in debian.FOLDERS, fetched once for all runs; or skips the test."""
     cache = getattr(request.config, "cache", None)
-    folder = str(tmp_path_factory.mktemp("debian") if cache is None else cache.mkdir("debian-minimal"))
-    reason = builds.unpack_debian(folder)
-    if reason is not None:
-        builds.missing(reason)
-    return os.path.join(folder, "usr", "bin", "python3.11")
+    below = str(tmp_path_factory.getbasetemp() if cache is None else cache.mkdir("debian"))
+
+    def get(name):
+        folder, reason = builds.unpacked(name, below)
+        if reason is not None:
+            builds.missing(reason)
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def minimal_folder(debian_folder):
+    """A folder with Debian's minimal Python and its libraries."""
+    return debian_folder("minimal")
+
+
+@pytest.fixture(scope="session")
+def minimal(minimal_folder):
+    """Debian's minimal Python (an Interpreter)."""
+    return builds.debian_python("minimal", minimal_folder)
+
+
+@pytest.fixture(scope="session")
+def development(debian_folder):
+    """The minimal Python of Debian's development suite (an Interpreter)."""
+    return builds.debian_python("development", debian_folder("development"))
+
+
+@pytest.fixture(scope="session")
+def i386(debian_folder):
+    """A Python of 32 bits (an Interpreter), run without an emulator."""
+    interpreter = builds.debian_python("i386", debian_folder("i386"))
+    if not builds.starts(interpreter):
+        builds.missing("this kernel runs no programs of 32 bits")
+    return interpreter
+
+
+@pytest.fixture(scope="session")
+def s390x(debian_folder):
+    """A big-endian Python (an Interpreter), emulated."""
+    emulator = os.path.join(debian_folder("qemu"), "usr", "bin", "qemu-s390x-static")
+    return builds.debian_python("s390x", debian_folder("s390x"), emulator)
+
+
+@pytest.fixture(scope="session")
+def pypy(debian_folder):
+    """PyPy (an Interpreter)."""
+    return builds.debian_python("pypy", debian_folder("pypy"))
+
+
+@pytest.fixture(scope="session", params=list(builds.DEBIAN))
+def debian_build(request):
+    """Each of Debian's builds in turn (an Interpreter)."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")

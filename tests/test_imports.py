@@ -1,6 +1,7 @@
 """What the package may be written with: modules that every small build has, and the syntax of Python 3.6."""
 
 import ast
+import functools
 import os
 import re
 import sys
@@ -14,17 +15,23 @@ PACKAGE = os.path.join(ROOT, "numseq")
 MODULES = sorted(name[:-3] for name in os.listdir(PACKAGE) if name.endswith(".py"))
 
 # In Debian's python3.11-minimal, OpenWrt's python3-light, OpenEmbedded's python3-core and python3-io, and
-# Buildroot's, from Python 3.6 to 3.14.
+# Buildroot's, from Python 3.6 to 3.15.
 EVERYWHERE = frozenset("""
     abc argparse array binascii bisect collections contextlib enum errno functools hashlib heapq io ipaddress
-    itertools math operator os random re select selectors signal socket stat string struct subprocess sys
+    itertools math operator os re select selectors signal socket stat string struct subprocess sys
     tempfile textwrap time types zipimport
 """.split())
 # Only some of them have these: to be imported in a `try`, with a fallback.
 TRIED = frozenset(["_md5", "_sha3", "resource", "_signal"])
+# In some of them, and needed for one purpose: imported by the function that needs them.
+LATE = frozenset(["random"])
+# Private functions of the standard library that are used where they exist; elsewhere something else is.
+TRIED_PRIVATE = frozenset(["_accept"])
+DOCUMENTED = frozenset(["_exit"])  # public in spite of its name
 NEWER_SYNTAX = (getattr(ast, "NamedExpr", ()), getattr(ast, "Match", ()), getattr(ast, "TryStar", ()))
 
 
+@functools.lru_cache(maxsize=None)
 def tree(module):
     with open(os.path.join(PACKAGE, module + ".py"), "rb") as file:
         source = file.read()
@@ -34,10 +41,12 @@ def tree(module):
 
 
 def imports(module):
-    """(level, name of the top, whether it is tried) of each import, wherever it stands."""
+    """(level, name of the top, how) of each import, wherever it stands; how is "tried", "late" or None."""
     found = []
 
     def visit(node, tried):
+        if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            tried = tried or "late"
         if isinstance(node, ast.Import):
             found.extend((0, alias.name.partition(".")[0], tried) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -48,14 +57,14 @@ def imports(module):
                 found.append((0, node.module.partition(".")[0], tried))
         elif isinstance(node, ast.Try) and any(_catches_import_error(handler) for handler in node.handlers):
             for child in node.body:
-                visit(child, True)
+                visit(child, "tried")
             for child in node.handlers + node.orelse + node.finalbody:
                 visit(child, tried)
         else:
             for child in ast.iter_child_nodes(node):
                 visit(child, tried)
 
-    visit(tree(module), False)
+    visit(tree(module), None)
     return found
 
 
@@ -100,16 +109,59 @@ def test_modules_import_only_from_above_them(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_only_modules_that_every_small_build_has_are_imported(module):
-    assert [name for level, name, tried in imports(module)
-            if not (is_its_own(level, name) or not level
-                    and (name in EVERYWHERE or tried and name in TRIED))] == []
+    assert [name for level, name, how in imports(module)
+            if not (is_its_own(level, name) or not level and (
+                name in EVERYWHERE or how == "tried" and name in TRIED or how and name in LATE))] == []
 
 
 def test_imports_are_found_wherever_they_stand():
-    assert (0, "selectors", False) in imports("loop")
-    assert (0, "_md5", True) in imports("sequence")  # inside a try
-    assert (0, "hashlib", False) in imports("sequence")  # inside a function
-    assert (1, "protocol", False) in imports("server")
+    assert (0, "selectors", None) in imports("loop")
+    assert (0, "_md5", "tried") in imports("sequence")
+    assert (0, "hashlib", "late") in imports("sequence")
+    assert (1, "protocol", None) in imports("server")
+
+
+def private_uses(module):
+    """The names that are private in the standard library and used or overridden in a module."""
+    top = tree(module)
+    library = {alias.asname or alias.name for node in ast.walk(top) if isinstance(node, ast.Import)
+               for alias in node.names}
+    for node in ast.walk(top):
+        if isinstance(node, ast.Attribute) and _is_private(node.attr) and _root(node.value) in library:
+            yield node.attr  # socket._x, socket.socket._x
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield from (alias.name for alias in node.names if _is_private(alias.name))
+        elif isinstance(node, ast.ClassDef) and any(_root(base) in library for base in node.bases):
+            yield from (each.name for each in node.body
+                        if isinstance(each, ast.FunctionDef) and _is_private(each.name))
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "setattr", "hasattr"):
+            name = node.args[1]
+            if isinstance(name, ast.Constant) and isinstance(name.value, str) and _is_private(name.value):
+                yield name.value
+
+
+def _is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def _root(node):
+    """The name that a chain of attributes begins with, or None."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return getattr(node, "id", None)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_private_parts_of_the_standard_library_are_not_relied_on(module):
+    assert set(private_uses(module)) - TRIED_PRIVATE - DOCUMENTED == set()
+
+
+def test_private_parts_are_found_however_they_are_used(tmp_path, monkeypatch):
+    (tmp_path / "bad.py").write_text("import argparse, os\nos._exit(1)\nos.path._joinrealpath\n"
+                                     "class A(argparse.ArgumentParser):\n    def _get_formatter(self): pass\n"
+                                     "from socket import _x\ngetattr(os, '_y')\nself._mine\n")
+    monkeypatch.setattr("test_imports.PACKAGE", str(tmp_path))
+    assert sorted(private_uses("bad")) == ["_exit", "_get_formatter", "_joinrealpath", "_x", "_y"]
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -67,6 +67,25 @@ def test_same_sources_give_the_same_zipapp(pyz, clone, tmp_path):
         assert content(again) == content(pyz)
 
 
+@pytest.mark.slow
+def test_debian_builds_make_the_same_zipapp(debian_build, pyz, tmp_path):
+    again = str(tmp_path / "again")
+    subprocess.check_call(debian_build.command + [os.path.join(ROOT, BUILD_PYZ), again], cwd=str(tmp_path),
+                          env=debian_build.environment)
+    assert content(again) == content(pyz)
+
+
+def test_zipapp_is_what_zipfile_makes_of_the_same(pyz, tmp_path):
+    made = tmp_path / "made"
+    with zipfile.ZipFile(pyz) as archive, made.open("wb") as file:
+        assert archive.testzip() is None
+        file.write(b"#!/usr/bin/env python3\n")
+        with zipfile.ZipFile(file, "w") as again:
+            for entry in archive.infolist():
+                again.writestr(entry, archive.read(entry))
+    assert made.read_bytes() == content(pyz)
+
+
 def test_zipapp_has_the_sources_uncompressed_and_nothing_else(pyz):
     names = ["numseq/" + name for name in os.listdir(os.path.join(ROOT, "numseq")) if name.endswith(".py")]
     with zipfile.ZipFile(pyz) as archive:
@@ -88,8 +107,8 @@ def test_session_from_the_zipapp(version, pyz, tmp_path):
 
 
 @pytest.mark.slow
-def test_session_from_the_zipapp_on_debian_minimal(debian, pyz, tmp_path):
-    build = one_file(debian, pyz, "-I", "-S", "-B")
+def test_session_from_the_zipapp_on_debian_builds(debian_build, pyz, tmp_path):
+    build = one_file(debian_build, pyz)
     session(build, build, tmp_path)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import random
 import sys
+import threading
 
 import pytest
 
@@ -129,6 +130,25 @@ def test_unpredictable_seeds_are_wide_and_not_repeated():
     assert len(seeds) == 1000
     assert {len(seed) for seed in seeds} == {sequence.SEED_BYTES}
     assert sequence.SEED_BYTES >= 16
+
+
+def test_unpredictable_seeds_of_many_threads_are_all_different():
+    seeds = []
+
+    def take():
+        seeds.extend([sequence.unpredictable_seed() for _ in range(10000)])
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(set(seeds)) == 40000
 
 
 def test_seed_does_not_follow_from_the_state_of_the_random_module():

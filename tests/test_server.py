@@ -11,7 +11,7 @@ import socket
 import pytest
 
 from helpers import read_from, read_to_end, turn_until
-from numseq import protocol, sequence
+from numseq import protocol
 from numseq import server as server_module
 from numseq.budget import WORK_SECONDS
 from numseq.loop import READ
@@ -1149,6 +1149,19 @@ def test_client_gone_before_its_checksum_costs_nothing_more(start):
     assert running.all_that_is_said(cont() + b"FIN;") == b"ACK;" + fac(65535)
 
 
+def test_time_that_is_up_before_the_checksum_ends_a_session_once(start, clock):
+    running = start(session_timeout=1.0)
+    peer = running.connect()
+    running.say(peer, init(65535, 5), b"ACK;")
+    peer.sendall(b"FIN;")
+    running.turn_until(lambda: any(session.phase is FINISHING for session in running.server.sessions))
+    clock.advance(1.1)
+    running.turn(3)
+    assert not running.server.sessions
+    assert running.loop.timers() == 1, "only the store's"
+    assert running.all_that_is_said(cont() + b"FIN;") == b"ACK;" + fac(65535)
+
+
 def test_drawn_numbers_go_with_their_connection(start, traced):
     running = start()
     grown = traced()
@@ -1269,7 +1282,6 @@ def test_a_cheap_request_is_answered_while_costly_ones_wait(start, loop, clock):
 
 def test_init_without_random_bytes_is_refused_and_the_next_is_served(start, monkeypatch):
     running = start(test_mode=False)
-    monkeypatch.setattr(sequence, "_seeds", [])
 
     def fail(size):
         raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -3,14 +3,18 @@
 
     python tools/build_pyz.py [numseq.pyz]
 
-The same sources give the same bytes, whoever builds it, where and when. Nothing in it is compressed: some
-small builds have no zlib. There are sources in it and no .pyc, which would tie it to one version of Python.
+The same sources give the same bytes, whoever builds it, where, when and on which Python. Nothing in it is
+compressed: some small builds have no zlib. There are sources in it and no .pyc, which would tie it to one
+version of Python.
+
+The archive is written by hand, because zipfile needs shutil, which the smallest builds lack. The format is
+that of PKWARE's APPNOTE.TXT.
 """
 
-import io
+import binascii
 import os
+import struct
 import sys
-import zipfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -20,10 +24,20 @@ from numseq import files  # noqa: E402
 PACKAGE = "numseq"
 TARGET = "numseq.pyz"
 SHEBANG = b"#!/usr/bin/env python3\n"
-TIME = (1980, 1, 1, 0, 0, 0)  # of every file in it: the first that a zip can tell
-UNIX = 3  # as the system that made it, so that the mode is read as one
 FILE_MODE = 0o100644
 TARGET_MODE = 0o755
+
+VERSION = 20  # of the format: 2.0, which every reader knows
+UNIX = 3  # as the system that made it, so that the mode is read as one
+STORED = 0  # the method of compression: none
+TIME, DATE = 0, 1 << 5 | 1  # midnight on the first of January 1980, the first day that a zip can tell
+# Version needed, flags, method, time, date, checksum, size packed and not, lengths of name and extra field.
+COMMON = struct.Struct("<5H3L2H")
+# Length of the comment, disk, internal and external attributes, where the file's header is.
+DIRECTORY_ENTRY = struct.Struct("<3H2L")
+# Four numbers of disks and entries, size of the directory and where it is, length of the comment.
+END = struct.Struct("<4H2LH")
+
 MAIN = b"""import sys
 
 from numseq.__main__ import main
@@ -44,15 +58,17 @@ def contents():
 
 def pack(files):
     """The file to run (bytes) that holds the files ({name: bytes})."""
-    packed = io.BytesIO()
-    packed.write(SHEBANG)
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in sorted(files.items()):
-            entry = zipfile.ZipInfo(name, TIME)
-            entry.create_system = UNIX
-            entry.external_attr = FILE_MODE << 16
-            archive.writestr(entry, data)
-    return packed.getvalue()
+    packed = bytearray(SHEBANG)
+    directory = bytearray()
+    for name, data in sorted(files.items()):
+        path = name.encode("ascii")
+        common = COMMON.pack(VERSION, 0, STORED, TIME, DATE, binascii.crc32(data), len(data), len(data),
+                             len(path), 0)
+        directory += b"PK\1\2" + bytes([VERSION, UNIX]) + common
+        directory += DIRECTORY_ENTRY.pack(0, 0, 0, FILE_MODE << 16, len(packed)) + path
+        packed += b"PK\3\4" + common + path + data
+    end = END.pack(0, 0, len(files), len(files), len(directory), len(packed), 0)
+    return bytes(packed + directory + b"PK\5\6" + end)
 
 
 def main():
