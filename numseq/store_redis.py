@@ -412,9 +412,9 @@ class Client:
         """Tries the current place."""
         self._is_proven = False
         self._set_link_timer(ATTEMPT_SECONDS, lambda: self._lose("does not answer"))
-        name, addresses = self._places[self._current]
-        if addresses is not None:
-            self._link = Connector(self._loop, addresses, self)
+        name, known = self._places[self._current]
+        if known is not None:
+            self._link = Connector(self._loop, known, self, known)
             return
         try:
             self.connected(connect_to_path(self._loop, name, self))
@@ -491,10 +491,10 @@ def greeting(place):
 
 
 def look_up(host, port):
-    """(name, addresses) of a host. Raises OSError, whose text names it."""
+    """(name, {(host, port): addresses}) of a host. Raises OSError, whose text names it."""
     name = ("[%s]:%d" if ":" in host else "%s:%d") % (host, port)
     try:
-        return name, resolve(host, port)
+        return name, {(host, port): resolve(host, port)}
     except OSError as error:
         raise OSError(error.errno, "%a: %s" % (name, error.strerror or error)) from None
 
