@@ -94,8 +94,7 @@ class Session:
         if self.phase is FINISHED:
             self.server.left(self)
             return
-        if self.phase is FINISHING:
-            self.server.checksums.drop(self)
+        self.server.checksums.drop(self)  # also where its time was up while it waited
         if self.phase not in ENDINGS:
             if isinstance(error, (ConnectionResetError, BrokenPipeError)):
                 self.phase = RESET
