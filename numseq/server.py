@@ -240,7 +240,7 @@ class Server:
         elif isinstance(error, OSError):
             self.complain("the system refuses: %s" % error)
         else:
-            self.complain("internal error: %r" % error)
+            self.complain("internal error: %s" % where_raised(error))
 
     # ---- how it is doing
 
@@ -338,6 +338,18 @@ class Server:
             self.requests.release(client_id)
         except MemoryError:  # later: a record that is never released is never forgotten
             self.loop.call_later(RELEASE_AGAIN_SECONDS, lambda: self._release(client_id))
+
+
+def where_raised(error):
+    """The type of an exception and where it was raised (text), without what it says, which may name a
+    client."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if place is None:
+        return type(error).__name__
+    return "%s in %s, line %d" % (
+        type(error).__name__, os.path.basename(place.tb_frame.f_code.co_filename), place.tb_lineno)
 
 
 def address_key(address):

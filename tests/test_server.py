@@ -17,6 +17,7 @@ from numseq.budget import WORK_SECONDS
 from numseq.loop import READ
 from numseq.sequence import CHECKSUM_STEP
 from numseq.server import FAREWELLS_MOST, MESSAGES_MOST, Server, address_key, connections_limit, endpoint
+from numseq.server import where_raised
 from numseq.session import FINISHING
 from numseq.store import FAILED, FULL, RETENTION, Record
 from numseq.store_memory import MemoryStore
@@ -1375,7 +1376,7 @@ def test_an_exception_nobody_expected_is_counted_and_told(loop):
         server.report(error)
     assert said == ["out of memory: connections are dropped",
                     "the system refuses: [Errno %d] bad" % errno.EIO,
-                    "internal error: ValueError('x')"]
+                    "internal error: ValueError"]
     assert server.figures.internal_errors == 3
 
 
@@ -1395,3 +1396,23 @@ def test_an_address_with_a_scope_is_written_with_it():
     assert endpoint(("fe80::1%eth9", 5000, 0, 1)) == "[fe80::1%eth9]:5000"
     assert endpoint(("fe80::1", 5000, 0, 99999)) == "[fe80::1%99999]:5000"
     assert endpoint(None) == "-"
+
+
+def test_a_session_whose_time_is_up_while_its_checksum_is_made_ends_once(start, loop, clock):
+    running = start(session_timeout=1.0)
+    peer, session = running.connected()
+    running.say(peer, init(65535, 5), b"ACK;")
+    peer.sendall(b"FIN;")
+    running.turn_until(lambda: session.phase == "finishing")
+    clock.advance(1)
+    running.turn_until(lambda: not running.server.sessions)
+    running.turn(20)
+    assert running.server.figures.ended["time is up"] == 1 and running.server.figures.ended["finished"] == 0
+    assert running.all_that_is_said(cont() + b"FIN;") == b"ACK;" + fac(65535)
+
+
+def test_an_unexpected_exception_is_told_with_its_place_and_no_id():
+    try:
+        {}[ID]
+    except KeyError as error:
+        assert re.fullmatch(r"KeyError in test_server\.py, line \d+", where_raised(error))
