@@ -523,8 +523,9 @@ sys.exit(status)
 """
 
 
-def test_eight_clients_on_debian_minimal_take_less_than_20_mb(programs, server, debian, source):
-    command = ["env", "-i", debian, "-I", "-S", "-B", "-c", MEMORY, source,
+def test_eight_clients_on_debian_minimal_take_less_than_20_mb(server, minimal_folder, source):
+    python = os.path.join(minimal_folder, "usr", "bin", "python3.11")
+    command = ["env", "-i", python, "-I", "-S", "-B", "-c", MEMORY, source,
                "CHECK", str(server.port), "--duration", "2", "--clients", "8"]
     done = subprocess.run(command, stdout=subprocess.PIPE, timeout=20)
     assert done.returncode == 0, done.stdout
