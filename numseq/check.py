@@ -12,7 +12,7 @@ from .errors import ChecksumMismatch, ConnectionLost, ProtocolBroken
 from .figures import END, LOCAL, LOOKUP, NETWORK, REFUSED, RESET, SESSION, SILENCE, Drop, Failure, Figures
 from .journal import Journal
 from .loop import Loop
-from .transfer import BATCH, HOST, TIMEOUT, WINDOW, WINDOW_MOST, Fetch, Observer, new_id
+from .transfer import BATCH, HOST, TIMEOUT, WINDOW, WINDOW_MOST, Fetch, Observer, endpoints, new_id
 from .units import counted, duration, short_time, whole
 from .version import __version__
 
@@ -23,7 +23,7 @@ DURATION = 10.0  # seconds
 INTERVAL = 1.0  # seconds
 N_USUAL = 10000  # numbers of a sequence: a connection lives for 2,000 requests, if it lives
 N_SHARED = 200 * 1000  # numbers of all clients' sequences together: a second or two on a busy machine
-RETRY = 10  # retries without progress before a sequence is given up
+RETRY = 10  # with the usual timeout as long as a server keeps a sequence
 SESSION_TIMEOUT = 1.0  # seconds that the server lets a connection live: its default
 IN_FLIGHT = 4096  # requests of all clients together: answered well within a session, also by a slow machine
 SEQUENCES_PER_SECOND = 2500  # begun, at most: a server keeps 100,000 for 30 s, which are 3,333 a second
@@ -61,7 +61,8 @@ def add_options(add):
     from . import options
 
     add("port", type=options.server_port, help="the server's port")
-    add("--host", default=HOST, help="the server's name or address (%(default)s)")
+    add("--host", action="append", dest="hosts", type=options.host, metavar="HOST[:PORT]",
+        help="the server's name or address (%s); more servers of its fleet where it is given again" % HOST)
     add("--clients", type=options.number(1, CLIENTS_MOST), default=CLIENTS, metavar="N",
         help="sequences at a time, each over a connection of its own (%(default)s)")
     add("--duration", type=options.seconds, default=DURATION, metavar="SECONDS",
@@ -78,9 +79,11 @@ def add_options(add):
     add("--timeout", type=options.seconds, default=TIMEOUT, metavar="SECONDS",
         help="silence after which a connection is given up, also while connecting (%(default)g)")
     add("--retry", type=options.number(0, options.COUNT_MOST), default=RETRY, metavar="N",
-        help="retries without progress before a sequence is given up (%(default)s)")
+        help="give a sequence up after an outage of N times --timeout (%(default)s)")
     add("--session-timeout", type=options.seconds, default=SESSION_TIMEOUT, metavar="SECONDS",
         help="how long the server lets a connection live, whose end is expected (%(default)g)")
+    add("--max-time", type=options.seconds, metavar="SECONDS",
+        help="of the whole run; then it ends with %d (no limit)" % GIVEN_UP)
     add("--json", action="store_true", help="an object for each line: docs/check.md names what is in it")
     add("--report", metavar="FILE", help="write a page with plots there, in HTML")
 
@@ -110,9 +113,9 @@ class Client(Observer):
         if check.state is RUNNING:
             self._counted = 0
             journal = Journal(new_id(), check.n, settings.batch_size)
-            self.fetch = Fetch(check.loop, settings.host, settings.port, journal, self._done,
+            self.fetch = Fetch(check.loop, settings.hosts or HOST, settings.port, journal, self._done,
                                window=check.window, timeout=settings.timeout, retry=settings.retry,
-                               observer=self)
+                               observer=self, known=check.known)
 
     def cancel(self):
         """Ends the sequence, if there is one; returns whether there was."""
@@ -215,6 +218,7 @@ class Check:
         self.settings = settings
         self.state = RUNNING
         self.kept = Figures(settings.clients)
+        self.known = {}  # addresses of the servers, looked up once for all clients
         self.window = settings.window or min(max(IN_FLIGHT // settings.clients, 1), WINDOW)
         self.n = settings.n or min(max(N_SHARED // settings.clients, 1), N_USUAL)
         self._tell = tell
@@ -232,7 +236,8 @@ class Check:
         self._lines = [0, 0]  # drops told in this interval: unexpected ones, expected ones
         self.start = {
             "type": "start", "version": VERSION, "numseq": __version__, "time": time.time(),
-            "servers": [("[%s]:%d" if ":" in settings.host else "%s:%d") % (settings.host, settings.port)],
+            "servers": [stream.format_endpoint(*each)
+                        for each in endpoints(settings.hosts or HOST, settings.port)],
             "clients": settings.clients, "duration": settings.duration, "interval": settings.interval,
             "n": self.n, "batch_size": settings.batch_size, "window": self.window,
             "timeout": settings.timeout, "retry": settings.retry, "session_timeout": settings.session_timeout}
@@ -428,6 +433,8 @@ def run(settings, program):
                 loop.on_signal(number, lambda status=status: stop(status))
         ended.extend(ENDED_BY[number] for number in signals.arrived)  # while this was starting
         check = Check(loop, settings, tell, loop.stop)
+        if settings.max_time is not None:
+            loop.call_later(settings.max_time, lambda: stop(GIVEN_UP))
         try:
             if not ended:
                 loop.run()
@@ -446,7 +453,9 @@ def run(settings, program):
     rest.write(left, flush=False)
     for text in last:
         rest.line(text)
-    return end["status"] if status is None else status
+    if status is None or status == GIVEN_UP and end["status"]:  # wrong numbers are worse than too little time
+        return end["status"]
+    return status
 
 
 def put_report(path, check, end):

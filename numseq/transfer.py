@@ -106,19 +106,20 @@ class Fetch:
     watch     watch(event, detail) is called for each event: see output.TRANSCRIPT. It excludes the fast path
               and the first flight: a connection opens with INIT or CONT alone
     observer  told of each connection, at little cost: see Observer
+    known     addresses of the hosts (a dict) that several fetches share: see Connector
 
     Raises UsageError for a host that is none.
     """
 
     def __init__(self, loop, host, port, journal, done, resume=False, window=WINDOW, timeout=TIMEOUT, retry=0,
-                 watch=None, observer=None, max_time=None):
+                 watch=None, observer=None, known=None, max_time=None):
         self.loop = loop
         self.journal = journal
         self.checksum = None  # the server's, at the end
         self.sum = None  # of the numbers, at the end
         self.drops = 0  # connections lost
         self._endpoints = endpoints(host, port)  # the one to try first is first
-        self._known = {}  # their addresses: see Connector
+        self._known = {} if known is None else known
         self._done = done
         self._sequence = PRESENT if resume else ABSENT
         self._window_most = max(window, 1)

@@ -198,16 +198,6 @@ def test_refused_connections_are_told_and_are_an_outage(world):
     assert "No connection could be made." in end["notes"]
 
 
-def test_failed_look_ups_are_told(world, monkeypatch):
-    def fail(*arguments, **options):
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", fail)
-    end = world.run("--clients", 1, "--duration", 2, "--retry", 1, "--host", "nowhere.invalid", port=5000)
-    assert set(causes(end)) == {"lookup"}
-    assert end["status"] == 4
-
-
 def test_servers_err_is_a_refusal_with_its_words(world):
     liar = Liar(world.loop, instead(honest(numbers_of(1, 10), 5), INIT=b"ERR,Too many clients;"))
     end = world.run("--clients", 1, "--duration", 3, "-n", 10, "--retry", 0, port=liar.port)
@@ -464,6 +454,12 @@ def test_json_lines_of_the_program_are_read_back(programs, server):
     assert (told[0]["version"], told[-1]["status"], ended.status) == (1, 0, 0)
 
 
+def test_check_whose_time_is_up_ends_with_4_and_its_summary(programs, server):
+    ended = programs.client("CHECK", server.port, "--duration", 1000, "--max-time", 0.5, "-n", 500)
+    assert (ended.status, ended.err) == (4, "")
+    assert "\nAll sequences verified: " in ended.out
+
+
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signal_ends_it_with_the_summary_so_far(programs, server, number, status):
     client = programs.start_client("CHECK", server.port, "--duration", 1000, "--interval", 0.05, "--json")
@@ -527,8 +523,9 @@ sys.exit(status)
 """
 
 
-def test_eight_clients_on_debian_minimal_take_less_than_20_mb(programs, server, debian, source):
-    command = ["env", "-i", debian, "-I", "-S", "-B", "-c", MEMORY, source,
+def test_eight_clients_on_debian_minimal_take_less_than_20_mb(server, minimal_folder, source):
+    python = os.path.join(minimal_folder, "usr", "bin", "python3.11")
+    command = ["env", "-i", python, "-I", "-S", "-B", "-c", MEMORY, source,
                "CHECK", str(server.port), "--duration", "2", "--clients", "8"]
     done = subprocess.run(command, stdout=subprocess.PIPE, timeout=20)
     assert done.returncode == 0, done.stdout
