@@ -198,8 +198,8 @@ def test_output_in_an_unwritable_directory_is_told_before_anything_is_sent(run, 
 
 
 REFUSED = [
-    (("--host", ""), "argument --host: '' is no name or address"),
-    (("--host", " "), "argument --host: ' ' is no name or address"),
+    (("--host", ""), "argument --host: '' is not HOST"),
+    (("--host", " "), "argument --host: ' ' is not HOST"),
     (("--output", "missing/numbers"),
      "--output 'missing/numbers' cannot be used: " + os.strerror(errno.ENOENT)),
     (("--output", "."), "--output '.' cannot be used: " + os.strerror(errno.EISDIR)),
