@@ -105,6 +105,9 @@ class Session:
     def _time_is_up(self):
         if self.phase is FINISHING:
             self.server.checksums.drop(self)
+        if self.phase is FINISHED:  # all is said, and may still be on its way
+            self.stream.expire()
+            return
         if self.phase not in ENDINGS:
             self.phase = TIME_IS_UP
         self.stream.abort()

@@ -149,6 +149,13 @@ class Stream:
                 pass
             self._close(error)
 
+    def expire(self):
+        """Closes at once, with a reset where output is left; what the kernel has still reaches the peer."""
+        if self._output or self.state is CLOSED:
+            self.abort()
+        else:
+            self._close(None)
+
     # ---- for the loop
 
     def on_events(self, mask):
@@ -268,7 +275,7 @@ class Stream:
             self._close(self._error)
             return
         if self._deadline is None:
-            self._deadline = self.loop.call_later(LINGER_SECONDS, self.abort)
+            self._deadline = self.loop.call_later(LINGER_SECONDS, self.expire)
         if not self._output:
             try:
                 self._socket.shutdown(socket.SHUT_WR)

@@ -1068,3 +1068,14 @@ def test_reset_of_a_connection_with_a_full_output_does_not_spin(loop, make_pair)
     turn_until(loop, lambda: handler.closed_times)
     assert is_idle(loop)
     assert isinstance(handler.error, OSError)
+
+
+def test_deadline_of_lingering_is_no_reset_where_all_is_sent(loop, clock, pair):
+    """What the kernel has still reaches a peer that takes its time."""
+    stream, peer = pair
+    stream.write(b"last words")
+    stream.close()
+    turn_until(loop, lambda: stream.state is module.LINGERING and not loop.attention)
+    clock.advance(module.LINGER_SECONDS)
+    turn_until(loop, lambda: stream.state is module.CLOSED)
+    assert (peer.recv(100), peer.recv(100)) == (b"last words", b"")
