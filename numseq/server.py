@@ -28,6 +28,7 @@ import sys
 import types
 
 from . import console, early, process, protocol, sequence
+from .addresses import PORT_MOST, format_endpoint
 from .budget import Budget
 from .checksums import Checksums
 from .loop import OUTPUT_HIGH, READ_SIZE, Loop
@@ -35,7 +36,7 @@ from .metrics import Exporter, Figures, families, summary
 from .session import ENDINGS, ERRORS, LAST_WORD, Farewell, Session
 from .store import ANSWERED, CLIENTS_MOST, EXISTS, FAILED, FULL, MISSING, RETENTION, SHARED
 from .store import Requests, from_url, scheme_of
-from .stream import LINGER_SECONDS, PORT_MOST, Listener, close_file, listen
+from .stream import LINGER_SECONDS, Listener, close_file, listen
 from .supervisor import BadActivation, Supervisor, listening_sockets
 
 SESSION_TIMEOUT = 1.0  # seconds a connection lives from its accept
@@ -369,7 +370,7 @@ def endpoint(address):
     host, port = address[:2]
     if len(address) == 4 and address[3] and "%" not in host:
         host += "%" + interface(address[3])
-    return ("[%s]:%d" if ":" in host else "%s:%d") % (host, port)
+    return format_endpoint(host, port)
 
 
 def interface(number):

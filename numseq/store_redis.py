@@ -17,9 +17,11 @@ import socket
 import struct
 
 from . import resp
+from .addresses import PORT_MOST, format_endpoint, resolve
+from .connect import Connector
 from .store import ANSWER_SECONDS, CLIENTS_MOST, EXISTS, FAILED, FULL, MISSING, RETENTION, Record
 from .stream import CLOSED as STREAM_CLOSED
-from .stream import PORT_MOST, Connector, Stream, resolve
+from .stream import Stream
 
 PORT = 6379  # Redis's own
 ATTEMPT_SECONDS = 0.2  # for an answer, and for a new connection: both fit into ANSWER_SECONDS twice
@@ -492,7 +494,7 @@ def greeting(place):
 
 def look_up(host, port):
     """(name, {(host, port): addresses}) of a host. Raises OSError, whose text names it."""
-    name = ("[%s]:%d" if ":" in host else "%s:%d") % (host, port)
+    name = format_endpoint(host, port)
     try:
         return name, {(host, port): resolve(host, port)}
     except OSError as error:
