@@ -1,4 +1,8 @@
-"""Outgoing connections: names are looked up in a child process, addresses are tried side by side."""
+"""Outgoing connections: looks names up in a child process and tries addresses in parallel.
+
+`connect` starts a Connector. It starts a LookUp for each name and an Attempt for each address; the first
+attempt that succeeds becomes a Stream.
+"""
 
 import errno
 import os
@@ -10,46 +14,46 @@ from . import addresses
 from .loop import READ, WRITE
 from .stream import Stream
 
-ATTEMPT_DELAY = 0.25  # seconds until the next address is tried beside one that does not answer (RFC 8305)
-ADDRESSES_MOST = 16  # of a name that are tried: four seconds of them
-LOOK_UP_SECONDS = 30.0  # how long a look-up may take: the C library asks three servers twice, 5 s each
-CHILD_FILES = 1024  # files below this number are closed in the child of a look-up
-ANSWER_SIZE = 4096  # bytes read of its answer at once; 16 addresses are 1 KiB
+ATTEMPT_DELAY = 0.25  # seconds from one attempt to the next while none has succeeded (RFC 8305)
+ADDRESSES_MOST = 16  # addresses tried per name: all have been started after four seconds
+LOOK_UP_SECONDS = 30.0  # limit of a look-up: the C library asks three servers twice, 5 s each
+CHILD_FILES = 1024  # the child of a look-up closes the files below this number
+ANSWER_SIZE = 4096  # bytes per read of a look-up's answer; 16 addresses are 1 KiB
 
 
 def connect(loop, host, port, handler):
     """Connects to the first address of host and port that answers; returns a Connector, which can be aborted.
 
-    Then handler.connected(stream) is called, or handler.closed(None, error) with the last OSError.
+    Later calls handler.connected(stream), or handler.closed(None, error) with the last OSError.
     """
     return Connector(loop, [(host, port)], handler)
 
 
 class Connector:
-    """An outgoing connection being established: to the first address of one or more servers that answers.
+    """Establishes a connection to the first address that answers, of one or more servers.
 
     endpoints   [(host, port)], the preferred one first
-    known       addresses of earlier look-ups, from (host, port) to [(family, address)]: used instead of a
-                look-up, and added to. The address that answers becomes the first of its endpoint
+    known       addresses of earlier look-ups, from (host, port) to [(family, address)]. They replace a
+                look-up, and new ones are added. The address that answers is moved to the front
 
-    An address that does not answer soon is not waited for: the next is tried beside it (RFC 8305).
+    If an address does not answer within ATTEMPT_DELAY, the next one is tried in parallel (RFC 8305).
     """
 
     def __init__(self, loop, endpoints, handler, known=None):
         self.loop = loop
         self.known = {} if known is None else known
-        self.since = None  # when the first address was tried (seconds); None while there is none
-        self.tried = []  # [(host, port), address] of those that were tried
+        self.since = None  # when the first attempt began (seconds), or None
+        self.tried = []  # [((host, port), address)] of all attempts
         self._endpoints = list(endpoints)  # not looked up yet
-        self._addresses = []  # [endpoint, family, address] not tried yet
+        self._addresses = []  # [(endpoint, family, address)] not tried yet
         self._pending = set()  # LookUps and Attempts
         self._handler = handler
         self._error = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-        # From the loop, so that the caller has this object in hand before anything is called back.
+        # Started by the loop, so that the caller has this object before the handler is called.
         self._timer = loop.call_later(0, self._next)
 
     def abort(self, error=None):
-        """Gives up, without a word to the handler."""
+        """Gives up. The handler is not called."""
         self.loop.cancel(self._timer)
         self._endpoints = self._addresses = ()
         pending, self._pending = self._pending, set()
@@ -57,7 +61,7 @@ class Connector:
             each.abort()
 
     def _next(self):
-        """Tries the next address, or looks the next name up, while those before it are still pending."""
+        """Tries the next address, or looks up the next name; earlier ones may still be pending."""
         self.loop.cancel(self._timer)
         while not self._addresses and self._endpoints:
             endpoint = self._endpoints.pop(0)
@@ -103,16 +107,16 @@ class Connector:
             self.failed(attempt, error)
 
     def failed(self, attempt, error):
-        """One address cannot be connected to: the next one."""
+        """Called by an Attempt whose address cannot be connected to: goes on with the next address."""
         self._pending.discard(attempt)
         attempt.abort()
         self._error = error
-        # From the loop: many addresses that fail at once are no deeper recursion than one.
+        # Through the loop, so that many addresses that fail at once do not recurse.
         self.loop.cancel(self._timer)
         self._timer = self.loop.call_later(0, self._next)
 
     def succeeded(self, attempt, connection):
-        """The connection is established (a socket): the other attempts are dropped."""
+        """Called by an Attempt with its connected socket: aborts the others and tells the handler."""
         self._pending.discard(attempt)
         self.abort()
         found = self.known[attempt.endpoint]
@@ -128,7 +132,7 @@ class Connector:
 
 
 class Attempt:
-    """One address being connected to."""
+    """An attempt to connect to one address."""
 
     __slots__ = ("connector", "endpoint", "family", "address", "interest", "_socket")
 
@@ -144,7 +148,7 @@ class Attempt:
         return self._socket.fileno()
 
     def start(self):
-        """Begins to connect; raises OSError."""
+        """Starts connecting. Raises OSError."""
         self._socket = socket.socket(self.family, socket.SOCK_STREAM)
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -160,10 +164,10 @@ class Attempt:
     def _check(self, code):
         if not code:
             try:
-                # Connecting to a free port of one's own host can meet oneself (a simultaneous open).
+                # Connecting to a free port of this host can connect a socket to itself (simultaneous open).
                 if self._socket.getsockname() == self._socket.getpeername():
                     code = errno.ECONNREFUSED
-            except OSError as error:  # reset at this very moment
+            except OSError as error:  # the connection was reset in between
                 code = error.errno
         if code:
             self.connector.failed(self, OSError(code, os.strerror(code)))
@@ -173,7 +177,7 @@ class Attempt:
         self.connector.succeeded(self, connection)
 
     def abort(self, error=None):
-        """Drops the socket."""
+        """Closes the socket."""
         if self._socket is not None:
             self.connector.loop.watch(self, 0)
             self._socket.close()
@@ -184,11 +188,11 @@ class Attempt:
 
 
 class LookUp:
-    """The addresses of a name, looked up by a child process: getaddrinfo blocks, and then no signal is heard.
+    """Looks up a name in a child process, because getaddrinfo would block the loop and its signals.
 
-    done(look_up, [(family, address)], error) is called once, unless it is aborted; error is an OSError or
-    None. Where there is no fork, or other threads run, whose locks a fork could leave taken, the loop waits
-    for the answer.
+    done(look_up, [(family, address)], error) is called once, unless the look-up is aborted; error is an
+    OSError or None. Without os.fork, or with other threads, whose locks a fork could leave taken, the loop
+    does block.
     """
 
     def __init__(self, loop, endpoint, done):
@@ -223,7 +227,7 @@ class LookUp:
             try:
                 look_up_alone(writer, *self.endpoint)
             finally:
-                os._exit(0)  # without what the parent has in its buffers
+                os._exit(0)  # without flushing copies of the parent's buffers
         os.close(writer)
         self.loop.watch(self, READ)
         return True
@@ -236,7 +240,7 @@ class LookUp:
         try:
             found, error = parse_answer(self._answer)
         except (ValueError, IndexError):
-            found, error = None, OSError(errno.EIO, "the look-up died without an answer")
+            found, error = None, OSError(errno.EIO, "the look-up ended without an answer")
         self._end(found, error)
 
     def _block(self):
@@ -256,7 +260,7 @@ class LookUp:
         self._done(self, found, error)
 
     def abort(self, error=None):
-        """Ends the child, whether it has answered or not."""
+        """Kills the child if there is one, whether it has answered or not."""
         self.loop.cancel(self._timer)
         if self._reader is not None:
             self.loop.watch(self, 0)
@@ -266,24 +270,24 @@ class LookUp:
             try:
                 os.kill(self._child, signal.SIGKILL)
                 os.waitpid(self._child, 0)
-            except OSError:  # reaped already, where children are ignored
+            except OSError:  # already reaped, because SIGCHLD is ignored
                 pass
             self._child = None
 
 
 def may_fork():
-    """Whether a child process can look a name up: there is fork, and no other thread that may hold a lock."""
+    """Whether a child process can look up names: os.fork exists, and no other thread may hold a lock."""
     threading = sys.modules.get("threading")
     return hasattr(os, "fork") and (threading is None or threading.active_count() == 1)
 
 
 def look_up_alone(writer, host, port):
-    """The child's part of a LookUp: writes the answer to a file (its number)."""
+    """The child's part of a LookUp: writes the answer to the file numbered `writer`."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
-    # What stays open here would not be closed for its peer when the parent closes it.
+    # A connection that stays open here would not end for its peer when the parent closes it.
     os.closerange(3, writer)
     os.closerange(writer + 1, max(writer + 1, CHILD_FILES))
     try:
@@ -296,7 +300,7 @@ def look_up_alone(writer, host, port):
 
 
 def parse_answer(answer):
-    """([(family, address)], error) from what a child wrote; raises ValueError or IndexError if cut off."""
+    """([(family, address)], error) from a child's answer (bytes). Raises ValueError or IndexError."""
     lines = answer.decode("ascii").split("\n")
     if lines[0].startswith("error "):
         _, kind, number, text = lines[0].split(" ", 3)

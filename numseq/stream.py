@@ -1,12 +1,12 @@
-"""Sockets on the loop: streams, listeners, and outgoing connections.
+"""Sockets on the loop: streams (connected sockets) and listeners.
 
-The owner of a stream is its handler, with three methods:
+Each stream has a handler with these methods:
 
-    connected(stream)      the connection is established; called for `connect` alone
-    received(stream)       `stream.input` grew, or `stream.ended` became true. It takes what it can from
-                           `stream.input` and leaves the rest there. Where it stops early, it calls
-                           `stream.resume()` to be called again next turn, or `stream.pause()` to be called no
-                           more until somebody resumes the stream
+    connected(stream)      the connection is established; called for outgoing connections only
+    received(stream)       `stream.input` grew, or `stream.ended` became true. The handler takes what it can
+                           from `stream.input` and leaves the rest. If it stops early, it calls
+                           `stream.resume()` to be called again in the next turn, or `stream.pause()` not to
+                           be called until the stream is resumed
     closed(stream, error)  the connection is over; called once. error is an OSError or None
 """
 
@@ -18,42 +18,38 @@ import struct
 from . import addresses
 from .loop import READ, WRITE, watch_or_rest
 
-# bytes of one send, one per turn, so that one peer does not keep the others waiting; about what
+# Bytes per send, of which a stream does one per turn, so that one peer does not keep the others waiting.
+# A loopback socket takes about as much.
 WRITE_SIZE = 256 * 1024
-# a loopback socket takes
-LOW_DIVISOR = 4  # reading starts again once the unsent output is below OUTPUT_HIGH / 4
-INPUT_LIMIT = 1024 * 1024  # bytes that a handler may leave in `input`; more is a fault of the handler
-LINGER_SECONDS = 1.0  # how long a closing stream waits for its peer to take the rest and to end
-LINGER_BYTES = 64 * 1024 * 1024  # how much input a lingering stream throws away
-BACKLOG = 1024  # connections that the kernel may keep for us to accept; it lowers this to its own limit
-ACCEPT_BATCH = 64  # accepts per turn: fewer overflow the backlog, more starve the connections that are there
-# accepts in a row that give nothing, though the listener is ready; others that share it may be faster
-EMPTY_MOST = 16
-LAST_WORD_READ = 4096  # bytes of a refused connection that are read, so that closing it does not reset it
+LOW_DIVISOR = 4  # resume reading once the unsent output is below OUTPUT_HIGH / 4
+INPUT_LIMIT = 1024 * 1024  # bytes that a handler may leave in `input`; more is a bug in the handler
+LINGER_SECONDS = 1.0  # how long a closing stream waits for its peer to read the output and close
+LINGER_BYTES = 64 * 1024 * 1024  # how much input a lingering stream discards
+BACKLOG = 1024  # connections that the kernel may queue for accept; it lowers this to its own limit
+ACCEPT_BATCH = 64  # accepts per turn: fewer overflow the backlog, more starve the open connections
+EMPTY_MOST = 16  # empty batches in a row before a listener rests; processes sharing its port may be faster
+LAST_WORD_READ = 4096  # bytes to read from a refused connection, so that closing it sends no reset
 
-# SO_LINGER that makes a close a reset; made once, as memory may be short then
-ABORT_OPTION = struct.pack("ii", 1, 0)
+ABORT_OPTION = struct.pack("ii", 1, 0)  # SO_LINGER for a reset; packed here, as memory may be short later
 OUT_OF_FILES = frozenset([errno.EMFILE, errno.ENFILE])
 EXHAUSTED = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
 NO_SUCH_FAMILY = frozenset([errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
-# a flag of send: lets Linux put the data and the FIN in one segment
-MORE_FOLLOWS = getattr(socket, "MSG_MORE", 0)
+MORE_FOLLOWS = getattr(socket, "MSG_MORE", 0)  # lets Linux put the data and the FIN in one segment
 
 # The states of a stream.
 OPEN = "open"
-# output is flushed, then our direction is shut down; input is thrown away until the peer ends
-LINGERING = "lingering"
-CLOSING = "closing"  # output is flushed, then the socket is closed; the peer has ended, or says no more
+LINGERING = "lingering"  # flushes output, then shuts down its direction; discards input until the peer closes
+CLOSING = "closing"  # flushes output, then closes the socket: no more input is expected
 CLOSED = "closed"
 
-# What becomes of the input of an open stream.
-FLOWING = 0  # the handler is called when there is more
+# The flow of an open stream's input. FLOWING is falsy: see Stream.settle.
+FLOWING = 0  # the handler is called when more has arrived
 PAUSED = 1  # nothing is read, and the handler is not called
-RESUMED = 2  # the handler is called next turn, also without more
+RESUMED = 2  # the handler is called in the next turn, even if nothing more has arrived
 
 
 class Stream:
-    """A connected socket with a buffer for each direction. What is watched for follows from its state."""
+    """A connected socket with a buffer for each direction. Its state determines which events are watched."""
 
     __slots__ = ("loop", "handler", "interest", "input", "ended", "state",
                  "_socket", "_output", "_flow", "_error", "_deadline", "_discarded")
@@ -62,16 +58,15 @@ class Stream:
         self.loop = loop
         self.handler = handler
         self.interest = 0
-        self.input = b""  # bytes or bytearray: what the handler has not taken yet
-        self.ended = False  # whether the peer has ended its direction
+        self.input = b""  # bytes or bytearray: received, not yet taken by the handler
+        self.ended = False  # whether the peer has closed its direction
         self.state = OPEN
         self._socket = connection
-        self._output = b""  # b"" or a bytearray: what the kernel has not taken yet
+        self._output = b""  # bytes or bytearray: written, not yet sent
         self._flow = FLOWING
-        # the OSError of a send: nothing more can be sent, but a last ERR may still be there to read
-        self._error = None
+        self._error = None  # the OSError of a failed send; a last message of the peer may still be readable
         self._deadline = None  # the timer that ends lingering and closing
-        self._discarded = 0  # bytes of input thrown away
+        self._discarded = 0  # bytes of input discarded while lingering
         loop.watch(self, READ)
 
     def fileno(self):
@@ -80,30 +75,30 @@ class Stream:
     # ---- for its owner
 
     def room(self):
-        """Bytes that may be written before the stream is no longer read."""
+        """The number of bytes that may be written before the stream stops reading; negative if above."""
         return self.loop.output_high - len(self._output)
 
     def write(self, data):
-        """Sends bytes: at the end of this turn what the kernel takes then, the rest when it can.
+        """Sends data (bytes or bytearray): what the kernel takes at the end of this turn, the rest later.
 
-        All that is written in a turn goes in one send. Once the stream is closing, it does nothing.
+        One send carries everything written in a turn. Does nothing once the stream is closing.
         """
         if self.state is not OPEN or self._error is not None or not data:
             return
         if self._output:
             self._output = grown(self._output, data)
         else:
-            self._output = data if type(data) is bytes else bytes(data)  # the caller may change a bytearray
+            self._output = data if type(data) is bytes else bytes(data)  # callers may change their bytearray
         self.loop.attention[self] = None
 
     def pause(self):
-        """Stops reading, and calling the handler, until `resume`."""
+        """Stops reading and calling the handler until `resume`."""
         if self.state is OPEN:
             self._flow = PAUSED
             self.loop.attention[self] = None
 
     def resume(self):
-        """Calls the handler next turn, with or without more input, and reads again."""
+        """Calls the handler in the next turn, with or without more input, and reads again."""
         if self.state is OPEN:
             self._flow = RESUMED
             self.loop.attention[self] = None
@@ -116,12 +111,13 @@ class Stream:
     def close(self, expect_more=True):
         """Flushes the output and closes, so that all of it reaches the peer.
 
-        The kernel answers unread input at a close with a reset, and throws away what the peer has not read
-        yet (RFC 2525, 2.17). So the stream lingers: it flushes, shuts its own direction down, throws away
-        what still comes, and closes when the peer ends, at a deadline, or at a cap. With expect_more=False,
-        where the peer has nothing more to say, the socket is closed as soon as the output is flushed, which
-        saves a turn and two system calls; a peer that does say more at this very moment may lose the last of
-        the output.
+        If input is unread at a close, the kernel sends a reset, and the peer loses what it has not read yet
+        (RFC 2525, 2.17). So the stream lingers: it flushes, shuts down its own direction, discards further
+        input, and closes when the peer closes, after LINGER_SECONDS or after LINGER_BYTES.
+
+        Pass expect_more=False if the peer will send nothing more: the socket is then closed as soon as the
+        output is flushed, which saves a turn and two system calls. A peer that sends something at this very
+        moment may lose the end of the output.
         """
         if self.state is not OPEN:
             return
@@ -137,18 +133,18 @@ class Stream:
         if self.state is not CLOSED:
             try:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT_OPTION)
-            except OSError:  # the peer was faster
+            except OSError:  # the peer has reset the connection already
                 pass
             self._close(error)
 
     # ---- for the loop
 
     def on_events(self, mask):
-        """At most one recv, whose data goes to the handler; one send where the kernel has room again."""
+        """Sends once if the socket is writable; receives once if it is readable, and calls the handler."""
         if mask & WRITE:
             unsent = len(self._output)
             self._flush()
-            if len(self._output) == unsent:  # not a byte, though the socket is ready
+            if len(self._output) == unsent:  # reported writable, but takes nothing
                 self.loop.rest(self)
                 return
             self.loop.attention[self] = None
@@ -156,7 +152,7 @@ class Stream:
             return
         try:
             data = self._socket.recv(self.loop.read_size)
-        except (BlockingIOError, InterruptedError):  # nothing, though it is ready
+        except (BlockingIOError, InterruptedError):  # reported readable, but has nothing
             self.loop.rest(self)
             return
         except OSError as error:
@@ -171,19 +167,19 @@ class Stream:
             self.loop.attention[self] = None
 
     def take_up(self):
-        """Calls the handler again where it was resumed, unless too much output is unsent."""
+        """Calls the handler if the stream was resumed, unless too much output is unsent."""
         if self._flow == RESUMED and self._is_output_low():
             self._flow = FLOWING
             self.handler.received(self)
         self.loop.attention[self] = None
 
     def settle(self):
-        """The end of a turn: at most one send, then the selector's interest follows from the state."""
+        """Called at the end of a turn: sends once at most, then updates the selector."""
         if self._output and not self.interest & WRITE:
             self._flush()
             if (self.interest and self.state is OPEN
                     and not (self._output or self._flow or self.input or self.ended)):
-                return False  # nearly always: everything is sent, and the interest is still the same
+                return False  # the usual case: everything is sent, and the interest has not changed
         if self.state is CLOSED:
             return False
         if self.state is not OPEN:
@@ -207,7 +203,7 @@ class Stream:
             return self.state is LINGERING
         if self.ended or self._flow == PAUSED or (self._flow == RESUMED and not self._is_output_low()):
             return False
-        # Reading stops above the high-water mark and starts again below the low one.
+        # Reading stops above the high-water mark and resumes below the low-water mark.
         return self.room() >= 0 if self.interest & READ else self._is_output_low()
 
     def _is_output_low(self):
@@ -216,7 +212,7 @@ class Stream:
     # ---- steps
 
     def _end_or_discard(self, data):
-        """Handles the peer's end (no data), and input after close()."""
+        """Handles the end of input (no data), and input that arrives after close()."""
         self.ended = not data
         if self.state is OPEN:
             if self._error is None:
@@ -228,7 +224,7 @@ class Stream:
         self.loop.attention[self] = None
 
     def _flush(self):
-        """Sends the output, or the first WRITE_SIZE bytes of it."""
+        """Sends the output, at most WRITE_SIZE bytes."""
         output = self._output
         try:
             if len(output) <= WRITE_SIZE:
@@ -249,10 +245,10 @@ class Stream:
             del output[:sent]
 
     def _wind_down(self):
-        """One step from close() to the socket's end: after some output has gone, or the peer has ended."""
+        """One step from `close` to closing the socket, after output was sent or the peer has closed."""
         if self.input:
             if not self.ended:
-                self.state = LINGERING  # the peer did say more
+                self.state = LINGERING  # the peer has sent more
             self.input = b""
         if self.ended:
             self.state = CLOSING
@@ -270,7 +266,7 @@ class Stream:
         self._update()
 
     def _close(self, error):
-        self.state = CLOSED  # first, so that nothing that fails here is tried again
+        self.state = CLOSED  # first, so that a failure below is not repeated
         stop_watching(self)
         connection, self._socket = self._socket, None
         close_file(connection)
@@ -282,18 +278,15 @@ class Stream:
 
 
 def stop_watching(watched):
-    """Watches an object no more, whatever fails.
-
-    Closing its file takes it out of the kernel's list anyway.
-    """
+    """Stops watching an object. Raises nothing: closing the file takes it out of epoll anyway."""
     try:
         watched.loop.watch(watched, 0)
-    except Exception:  # no memory, or the kernel refuses
+    except Exception:  # out of memory, or the kernel refuses
         watched.interest = 0
 
 
 def close_file(connection):
-    """Closes a socket, whatever the kernel says of that: its number is free afterwards."""
+    """Closes a socket and ignores errors: its file number is free in any case."""
     try:
         connection.close()
     except OSError:
@@ -301,7 +294,7 @@ def close_file(connection):
 
 
 def grown(data, more):
-    """Appends more to data (bytes or bytearray), in place if possible: many small pieces stay linear."""
+    """data (bytes or bytearray) with more appended: in place if possible, so that small pieces cost O(n)."""
     if type(data) is bytes:
         data = bytearray(data)
     data += more
@@ -315,9 +308,10 @@ def listen(loop, host, port, accepted, left_out=None, reuse_port=False):
     """Listens on every address of host (text, ASCII) and port (0 takes a free one); returns the Listeners.
 
     accepted(socket) is called for each connection. With reuse_port, other processes of the same user may
-    listen there too, and the kernel spreads the connections. Raises OSError where an address cannot be had;
-    one that is not there, or a family that the kernel lacks, is passed over as long as another works:
-    left_out(address, error) is called for it.
+    listen there too, and the kernel spreads the connections among them.
+
+    Raises OSError if an address cannot be listened on. An address that this host does not have, or whose
+    family the kernel lacks, is skipped if another works; left_out(address, error) is called for it.
     """
     listeners, refusals = [], []
     for family, address in addresses.resolve(host, port, socket.AI_PASSIVE):
@@ -342,10 +336,11 @@ def listen(loop, host, port, accepted, left_out=None, reuse_port=False):
 class Listener:
     """A listening socket. accepted(socket) is called for each connection, non-blocking, with TCP_NODELAY.
 
-    troubled(error), where it is set, is called each time that no connection can be accepted for now.
-    refused(socket), where it is set, is called for each connection for which there is no file left: it may
-    say a last
-    word, and the socket is closed when it returns. A spare file is kept for that.
+    Two more callbacks may be set:
+
+    troubled(error)  called whenever no connection can be accepted for now
+    refused(socket)  called for each connection that comes when the process is out of files. It may send a
+                     last message; the socket is closed afterwards. A spare file is kept for this
     """
 
     def __init__(self, loop, listening, accepted):
@@ -356,10 +351,10 @@ class Listener:
         self._socket = listening
         self._accept = acceptor(listening)
         self._accepted = accepted
-        self._empty = 0  # times in a row that it was ready and gave nothing
-        self._last = None  # how many more are accepted before it closes; None while it does not
+        self._empty = 0  # batches in a row that were empty although the listener was ready
+        self._last = None  # how many more to accept before closing; None until `finish`
         self._resting = None  # the timer that ends a rest
-        self._spare = None  # the number of a file
+        self._spare = None  # the number of the spare file
         self._save_file()
         loop.watch(self, READ)
 
@@ -368,7 +363,7 @@ class Listener:
 
     @property
     def is_open(self):
-        """Whether connections may still come."""
+        """Whether connections may still be accepted."""
         return self._socket is not None
 
     def on_events(self, mask):
@@ -387,13 +382,12 @@ class Listener:
             self._resting = self.loop.rest(self)
 
     def finish(self):
-        """Accepts those who have connected until now, then closes: now, or in the next turns where they are
-        many."""
+        """Accepts the connections already in the backlog, then closes. A long backlog takes several turns."""
         self._last = BACKLOG
         self.on_events(READ)
 
     def _hand_over(self, connection):
-        """An exception in `accepted` costs that connection alone."""
+        """Calls `accepted`; an exception there closes only this connection."""
         try:
             self._accepted(connection)
         except Exception as error:
@@ -404,7 +398,7 @@ class Listener:
                 self.loop.report(error)
 
     def _rest(self, error):
-        """No files, buffers or memory, or nothing but errors: a level-triggered listener would spin."""
+        """Rests: out of files, buffers or memory, or every accept fails, the listener would spin."""
         if self.troubled is not None:
             self.troubled(error)
         if self.refused is not None and getattr(error, "errno", None) in OUT_OF_FILES:
@@ -427,7 +421,7 @@ class Listener:
             try:
                 self.refused(connection)
                 connection.recv(LAST_WORD_READ)
-            except OSError:  # it has gone
+            except OSError:  # the peer has closed already
                 pass
             close_file(connection)
             self._save_file()
@@ -435,20 +429,19 @@ class Listener:
     def _save_file(self):
         try:
             self._spare = os.dup(self._socket.fileno())
-        except OSError:  # tried again at the next rest
+        except OSError:  # the next rest tries again
             pass
 
     def take_up(self):
         self.loop.attention[self] = None
 
     def settle(self):
-        """The end of a rest."""
+        """Called after a rest."""
         if self._socket is not None:
             watch_or_rest(self)
 
     def abort(self, error=None):
-        """An exception in a callback costs the listener a rest, so that one that fails for good does not
-        spin."""
+        """Rests after an exception in a callback, because one that always fails would spin."""
         if self._socket is not None:
             self._resting = self.loop.rest(self)
 
@@ -464,11 +457,10 @@ class Listener:
 
 
 def accept(take, exhausted):
-    """The accept policy: yields a bounded batch of the sockets that take() returns.
+    """The accept policy: yields up to ACCEPT_BATCH sockets, each returned by take().
 
-    exhausted(error) is called, and the batch is over, when out of files or memory; and when all of a batch
-    failed,
-    as they do where a sandbox forbids it, or another has shut the listener down.
+    exhausted(error) is called, and ends the batch, if files, buffers or memory run out. It is also called if
+    every accept of a batch fails: a sandbox forbids it, or another process has shut the socket down.
     """
     failures = 0
     for _ in range(ACCEPT_BATCH):
@@ -483,7 +475,7 @@ def accept(take, exhausted):
             if error.errno in EXHAUSTED:
                 exhausted(error)
                 return
-            # that connection is gone, or a firewall's rule forbids it: the next one may be fine
+            # The connection is gone already, or a firewall rule forbids it: the next one may work.
             failures += 1
             failure = error
             continue
@@ -493,11 +485,10 @@ def accept(take, exhausted):
 
 
 def acceptor(listening):
-    """A function that accepts one connection and returns its socket, non-blocking; raises OSError or
-    MemoryError.
+    """A function that accepts a connection and returns its socket, non-blocking.
 
-    socket.accept() makes enum members and a Python object: 2.4 us of a session's 50. The private function
-    below it is used where it is there.
+    That function raises OSError or MemoryError. socket.accept() creates enum members and another object,
+    2.4 us of a session's 50 us. The private function that it is built on is used if this Python has it.
     """
     accept_number = getattr(listening, "_accept", None)
     family, kind = int(listening.family), int(listening.type)
@@ -515,7 +506,7 @@ def acceptor(listening):
 
 
 def unblocked(connection):
-    """A socket, once it is non-blocking. Raises OSError, and closes it then."""
+    """Makes a socket non-blocking and returns it. If that fails, closes it and raises OSError."""
     try:
         connection.setblocking(False)
     except BaseException:
@@ -525,17 +516,17 @@ def unblocked(connection):
 
 
 def listening_socket(family, address, reuse_port=False):
-    """A non-blocking socket that listens on address; raises OSError."""
+    """A non-blocking socket that listens on address. Raises OSError."""
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or a restart waits for TIME_WAIT
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # restarts do not wait for TIME_WAIT
         if reuse_port:
             if not hasattr(socket, "SO_REUSEPORT"):
                 raise OSError(errno.EOPNOTSUPP, "this system does not let processes share a port")
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
         if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a socket of its own
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has its own socket
         listening.bind(address)
         listening.listen(BACKLOG)
         listening.setblocking(False)
