@@ -178,5 +178,5 @@ def from_url(url, loop, forgotten, retention=RETENTION, clients_most=CLIENTS_MOS
         return FileStore(rest, loop, forgotten, retention, clients_most, drawing, complain)
     from . import store_redis
 
-    return store_redis.RedisStore(store_redis.parse_url(url), loop, forgotten, retention, clients_most,
-                                  session_timeout, drawing, complain)
+    return store_redis.from_url(url, loop, forgotten, retention, clients_most, session_timeout, drawing,
+                                complain)
