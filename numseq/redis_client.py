@@ -28,29 +28,30 @@ SETTLED_SECONDS = 1.0  # losing a connection that lasted this long is not a fail
 HOSTS_MOST = 16  # in a URL
 DB_MOST = 999999  # the highest number of a database
 
-# A command as bytes, and a function that says whether a reply can be the answer to it.
+# A command: its bytes, and a function that tells whether a reply can be the reply to it.
 Command = collections.namedtuple("Command", ["data", "fits"])
 
 PING = Command(resp.encode(b"PING"), resp.PONG.__eq__)
 
 
 def confirmed(*parts):
-    """A command that is answered with OK."""
+    """A command whose reply is OK."""
     return Command(resp.encode(*parts), resp.OK.__eq__)
 
 
-# ---- where Redis is
+# ---- URLs
 
-
-# hosts: [(host, port)]; path: of a socket instead, or None; user, password: bytes or None; db: int
+# hosts: [(host, port)]; path: of a Unix socket instead, or None; user, password: bytes or None; db: int
 Place = collections.namedtuple("Place", ["hosts", "path", "user", "password", "db"])
 
 
 def parse_url(url):
-    """The Place of redis://[USER:PASSWORD@]HOST[:PORT][,...][/DB] or
-    redis+socket://[USER:PASSWORD@]/PATH[?db=DB].
+    """The Place for a URL (text).
 
-    Raises ValueError, whose text has nothing of the password in it.
+        redis://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...][/DB]
+        redis+socket://[USER:PASSWORD@]/PATH[?db=DB]
+
+    Raises ValueError, whose text does not contain the password.
     """
     scheme, _, rest = url.partition("://")
     login, at, rest = rest.rpartition("@")
@@ -72,7 +73,7 @@ def parse_url(url):
 
 
 def unquote(text):
-    """Text with its %XX as the bytes that they stand for."""
+    """Text as bytes, with each %XX replaced by its byte. Raises ValueError."""
     first, *others = text.encode("utf-8", "surrogateescape").split(b"%")
     try:
         return first + b"".join([binascii.unhexlify(part[:2].ljust(2, b"-")) + part[2:] for part in others])
@@ -104,10 +105,8 @@ def _db(text):
 
 # ---- the connection
 
-
-# What an error of Redis means for the connection. Others are answers to the request alone (ANSWERS), or
-# unexpected.
-NEXT = "this host cannot serve: the next one may"
+# The reactions to errors of Redis. Errors in ANSWERS concern only their request; all others are unexpected.
+NEXT = "this host cannot serve: try the next one"
 DENIED = "somebody has to change the configuration"
 REACTIONS = {
     b"READONLY": NEXT, b"NOREPLICAS": NEXT, b"LOADING": NEXT, b"BUSY": NEXT, b"MISCONF": NEXT,
@@ -121,22 +120,22 @@ HINTS = {
 }
 
 # The states of a client.
-GAP = "gap"  # at the start and after a connection was lost, while each host is tried once: requests wait
+GAP = "gap"  # at the start and after losing a connection: each host is tried once, requests wait
 UP = "up"
-DOWN = "down"  # all hosts have failed, and are tried again and again: requests fail at once
+DOWN = "down"  # all hosts have failed and are tried with back-off: requests fail at once
 CLOSED = "closed"
 
-AWAY = b"away"  # the kind of an outage that is none of DENIED
+AWAY = b"away"  # the kind of an outage other than those in DENIED
 
 
 class _Request:
-    """Commands that are sent together; done(replies) is called once, with None where there is no answer."""
+    """Commands that are sent together. done(replies) is called once, with None if there are no replies."""
 
     __slots__ = ("commands", "again", "done", "asked", "sent", "tries", "replies")
 
     def __init__(self, commands, again, done, now):
         self.commands = commands
-        self.again = again  # the commands of the second try
+        self.again = again  # the commands to send in the second attempt
         self.done = done
         self.asked = now
         self.sent = None
@@ -145,12 +144,12 @@ class _Request:
 
 
 class Client:
-    """One connection to one of several hosts, made again whenever it is lost.
+    """A connection to one of several hosts, established again whenever it is lost.
 
-    A request is answered within ANSWER_SECONDS. A connection on which an answer is late is aborted, because
-    the next request would get that answer; then the request is sent once more on another one.
+    Every request ends within ANSWER_SECONDS. If a reply is late, the connection is aborted, because the next
+    request would get that reply; the request is then sent once more on a new connection.
 
-    complain(text) takes one line an outage. Raises OSError where a host's name cannot be looked up.
+    complain(text) is called with one line per outage. Raises OSError if a host's name cannot be looked up.
     """
 
     def __init__(self, loop, place, complain):
@@ -159,26 +158,26 @@ class Client:
         self._complain = complain
         self._places = [look_up(host, port) for host, port in place.hosts] or [(place.path, None)]
         self._greeting = greeting(place)
-        self._current = 0  # which of the places
-        self._failed = 0  # places that have failed one after the other
+        self._current = 0  # index of the current place
+        self._failed = 0  # number of places that have failed in a row
         self._backoff = BACKOFF_LEAST
-        self._told = set()  # what was complained of in this outage
-        self._link = None  # a Stream, or a Connector before it
-        self._is_proven = False  # whether this connection has answered a request
+        self._told = set()  # kinds of complaints in this outage
+        self._link = None  # a Stream; while connecting, a Connector
+        self._is_proven = False  # whether this connection has carried a reply to a request
         self._connected_at = loop.now
         self._heard_at = loop.now
-        self._in_flight = collections.deque()  # sent and not answered, in this order
-        self._waiting = collections.deque()  # to be sent
-        self._look_timer = None  # for the first deadline of a request, and when that is
-        self._look_at = None
-        self._link_timer = None  # ends an attempt to connect, a pause before the next, or a silence
+        self._in_flight = collections.deque()  # requests without their replies, in the order of sending
+        self._waiting = collections.deque()  # requests not sent yet
+        self._look_timer = None  # for the first deadline of all requests
+        self._look_at = None  # when that is (seconds)
+        self._link_timer = None  # limits an attempt to connect, a pause between attempts, or a silence
         self._connect()
 
     def ask(self, commands, done, again=None):
-        """Sends commands (a tuple); done(replies) gets the list of their replies, or None for no answer.
+        """Sends commands (a tuple); calls done(replies) with the list of their replies, or None if it fails.
 
-        An error is among the replies where it is one of ANSWERS. `again` are the commands to send where the
-        answer was lost, instead of the same.
+        The replies may include errors of ANSWERS. `again` has the commands to send instead of the same ones
+        if the connection was lost before the replies came.
         """
         if self.state in (DOWN, CLOSED) or len(self._waiting) >= WAITING_MOST:
             done(None)
@@ -190,7 +189,7 @@ class Client:
             self._look_by(self._loop.now + WAIT_SECONDS)
 
     def close(self):
-        """Sends what the kernel takes at once, and answers every request with None."""
+        """Closes the connection after one last send, and ends all requests with None."""
         self.state = CLOSED
         link, self._link = self._link, None
         if isinstance(link, Stream):
@@ -209,7 +208,7 @@ class Client:
     # ---- requests
 
     def _send(self):
-        """Sends what waits, as far as it may be in flight."""
+        """Sends waiting requests, up to IN_FLIGHT_MOST."""
         while self._waiting and self.state is UP and len(self._in_flight) < IN_FLIGHT_MOST:
             self._write(self._waiting.popleft())
 
@@ -224,14 +223,14 @@ class Client:
         self._look_by(self._loop.now + ATTEMPT_SECONDS)
 
     def _look_by(self, when):
-        """Has `_look` called, at the latest at this time."""
+        """Has `_look` called no later than `when` (seconds)."""
         if self._look_timer is None or when < self._look_at:
             self._loop.cancel(self._look_timer)
             self._look_at = when
             self._look_timer = self._loop.call_at(when, self._look)
 
     def _look(self):
-        """Looks whether the first request in flight, or the first that wait, are late."""
+        """Handles requests that are late: in flight without a reply, or waiting for too long."""
         self._look_timer = None
         now = self._loop.now
         if self._in_flight and self._in_flight[0].sent + ATTEMPT_SECONDS <= now:
@@ -250,7 +249,7 @@ class Client:
             self._loop.guard(None, lambda: request.done(None))
 
     def _take(self, reply):
-        """A reply is that of the first request in flight. Raises RespError where it cannot be."""
+        """Adds a reply to the first request in flight. Raises RespError if it cannot be its reply."""
         request = self._in_flight[0]
         command = request.commands[len(request.replies)]
         if reply[0] != resp.ERROR and not command.fits(reply):
@@ -271,7 +270,7 @@ class Client:
         request.done(request.replies)
 
     def _refused(self, request, error):
-        """An error that is not about this request alone."""
+        """Handles an error that concerns the connection, not only this request."""
         code = resp.error_code(error)
         reason = "says %a" % error.decode("ascii", "replace")
         if code in HINTS:
@@ -279,7 +278,7 @@ class Client:
         if REACTIONS.get(code) is NEXT:
             self._lose(reason, moves_on=True, failures=1)
             return
-        if self.state is not UP or code in REACTIONS:  # while greeting, others are of a wrong database
+        if self.state is not UP or code in REACTIONS:  # any other error of the greeting is a wrong database
             self._backoff = BACKOFF_MOST
         self._in_flight.popleft()
         self._lose(reason, failures=HOSTS_MOST, kind=code)
@@ -288,7 +287,7 @@ class Client:
     # ---- the connection
 
     def connected(self, stream):
-        """What Connector calls: the greeting is the first request, and is not sent again elsewhere."""
+        """Called by the Connector. Sends the greeting as the first request, with no second attempt."""
         self._link = stream
         self._heard_at = self._connected_at = self._loop.now
         request = _Request(self._greeting, self._greeting, self._greeted, self._loop.now)
@@ -296,7 +295,7 @@ class Client:
         self._write(request)
 
     def received(self, stream):
-        """What Stream calls."""
+        """Called by the Stream."""
         data, position = stream.input, 0
         self._heard_at = self._loop.now
         try:
@@ -309,7 +308,7 @@ class Client:
                 if self._link is not stream:
                     return
             if position < len(data) and not self._in_flight:
-                raise resp.RespError("a reply to nothing")
+                raise resp.RespError("unexpected reply")
         except resp.RespError as error:
             self._lose("breaks the protocol: %s" % error)
             return
@@ -320,12 +319,12 @@ class Client:
             self._send()
 
     def closed(self, stream, error):
-        """What Stream and Connector call."""
+        """Called by the Stream or the Connector."""
         if stream is None or stream is self._link:
             self._lose(error.strerror or str(error) if error else "has closed the connection")
 
     def _connect(self):
-        """Tries the current place."""
+        """Connects to the current place."""
         self._is_proven = False
         self._set_link_timer(ATTEMPT_SECONDS, lambda: self._lose("does not answer"))
         name, known = self._places[self._current]
@@ -336,28 +335,28 @@ class Client:
             self.connected(connect_to_path(self._loop, name, self))
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            self._set_link_timer(0, lambda: self._lose(reason))  # not within __init__
+            self._set_link_timer(0, lambda: self._lose(reason))  # later, as this may run in __init__
 
     def _greeted(self, replies):
-        """The answer to the greeting, unless the connection was lost."""
+        """Called with the replies to the greeting, or None if the connection was lost."""
         if replies is not None:
             self.state = UP
             self._set_link_timer(IDLE_SECONDS, self._ask_for_life)
             self._send()
 
     def _ask_for_life(self):
-        """Sends a PING where nothing was heard for so long: a peer that has vanished says nothing."""
+        """Sends a PING after IDLE_SECONDS of silence, to notice a peer that has vanished."""
         rest = self._heard_at + IDLE_SECONDS - self._loop.now
         self._set_link_timer(rest if rest > 0 else IDLE_SECONDS, self._ask_for_life)
         if rest <= 0 and not self._in_flight:
             self.ask((PING,), lambda replies: None)
 
     def _lose(self, reason, moves_on=False, failures=0, kind=AWAY):
-        """Gives up the connection, or the attempt at one, and decides what follows.
+        """Gives up the connection, or the attempt to connect, and decides what follows.
 
-        A connection that has proven to be good is made again at once: at the next place where it moves_on.
-        One that has not, and an attempt, count as a failure of the place. failures are those that count in
-        any case.
+        A connection that has proven good is established again at once: at the next place if moves_on is set,
+        otherwise at the same. Any other one, and a failed attempt, count as a failure of the place.
+        `failures` is the least number of failures to count.
         """
         link, self._link = self._link, None
         if link is not None:
@@ -388,7 +387,7 @@ class Client:
         self._backoff = min(2 * self._backoff, BACKOFF_MOST)
         failed += self._waiting
         self._waiting.clear()
-        self._fail(failed)  # at the end: what is called may ask again
+        self._fail(failed)  # last, because the callbacks may call `ask`
 
     def _set_link_timer(self, delay, callback):
         self._loop.cancel(self._link_timer)
@@ -396,7 +395,7 @@ class Client:
 
 
 def greeting(place):
-    """The commands with which a connection begins. The PING says whether this host can serve at all."""
+    """The first commands on a connection. The reply to PING tells whether this host can serve."""
     commands = []
     if place.password is not None:
         login = [place.user] if place.user is not None else []
@@ -407,7 +406,7 @@ def greeting(place):
 
 
 def look_up(host, port):
-    """(name, {(host, port): addresses}) of a host. Raises OSError, whose text names it."""
+    """(name, {(host, port): addresses}) for a host. Raises OSError, whose text has the name."""
     name = format_endpoint(host, port)
     try:
         return name, {(host, port): resolve(host, port)}
@@ -416,8 +415,7 @@ def look_up(host, port):
 
 
 def connect_to_path(loop, path, handler):
-    """A Stream on a connection to a socket in the file system, which is made at once. Raises OSError,
-    ValueError."""
+    """A Stream connected to a Unix socket, which takes no time. Raises OSError or ValueError."""
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.setblocking(False)

@@ -39,18 +39,18 @@ def _milliseconds(seconds):
 
 
 def set_new(key, value, seconds):
-    """Creates a key that is not there: OK, or NULL where it is."""
+    """The command that creates a key. The reply is OK, or NULL if the key exists."""
     data = resp.encode(b"SET", key, value, b"NX", b"PX", _milliseconds(seconds))
     return Command(data, lambda reply: reply == resp.OK or reply == resp.NULL)
 
 
 def expire(key, seconds):
-    """Sets a key's time to live: 1, or 0 where it is not there."""
+    """The command that sets a key's time to live. The reply is 1, or 0 if the key does not exist."""
     return Command(resp.encode(b"PEXPIRE", key, _milliseconds(seconds)), NUMBERS.__contains__)
 
 
 def get(key):
-    """Reads a key: its value, or NULL."""
+    """The command that reads a key. The reply is its value, or NULL."""
     return Command(resp.encode(b"GET", key), lambda reply: reply[0] == resp.BULK)
 
 
@@ -60,20 +60,19 @@ def key_of(client_id):
 
 
 def encode_value(record, drawing, token):
-    """A record as a value: format and drawing, n, batch, seed, token (16 hex digits)."""
+    """A record as a value (bytes): format and drawing, n, batch, seed, token (16 hex digits)."""
     is_text = isinstance(record.seed, str)
     seed = b"t" + record.seed.encode("ascii") if is_text else b"b" + binascii.hexlify(record.seed)
     return b"%d,%d,%d,%b,%b" % (first_number(drawing), record.n, record.batch, seed, token)
 
 
 def first_number(drawing):
-    """The number that a value begins with, of its format and of the drawing: 1 where both are 1."""
+    """The first number of a value, which combines its format and the drawing: 1 if both are 1."""
     return (FORMAT - 1) * 256 + drawing
 
 
 def decode_value(value, drawing):
-    """(record, token) of a value (bytes). Raises ValueError where it has another format or drawing, or is
-    damaged."""
+    """(record, token) of a value (bytes). Raises ValueError for another format or drawing, and for damage."""
     first, _, rest = value.partition(b",")
     if first.isdigit() and first != b"%d" % first_number(drawing):
         raise ValueError("is of another version of numseq")
@@ -102,17 +101,17 @@ def _number(text, least):
 
 
 class RedisStore:
-    """Records in Redis or Valkey at a Place, shared by all servers that use the same database.
+    """Keeps records in Redis or Valkey at a Place, shared by all servers that use the same database.
 
-    session_timeout is how long a connection has a record open, at most (seconds). drawing is the version (0
-    to 255) of the way in which this server draws numbers; opening a record of another version FAILED.
-    complain(text) takes a line for a person. clients_most is how many records this server has to do with at
-    once, not how many there are.
+    session_timeout  how long a connection has a record open, at most (seconds)
+    drawing          version (0 to 255) of this server's way to draw numbers; `open` answers FAILED for a
+                     record of another version
+    clients_most     limit of the records that this server has open or has released, not of all records
+    complain         complain(text) takes a line for an operator
+    forgotten        forgotten(client_id) is called in the server that last released the record; if that one
+                     has ended meanwhile, it is not called at all
 
-    forgotten(client_id) is called by the server that released a record last. Where that one has ended
-    meanwhile, nobody is told.
-
-    Raises OSError where a host's name cannot be looked up.
+    Raises OSError if a host's name cannot be looked up.
     """
 
     def __init__(self, place, loop, forgotten, retention=RETENTION, clients_most=CLIENTS_MOST,
@@ -125,8 +124,8 @@ class RedisStore:
         self._complain = complain
         self._lease = max(min(session_timeout, retention), LEASE_LEAST)
         self._hold = self._lease + self._retention
-        self._open = {}  # from client id to [value, token, how many connections have it open here]
-        self._kept = {}  # from client id to packed: those released here and not yet forgotten, oldest first
+        self._open = {}  # from client id to [value, token, number of connections here that have it open]
+        self._kept = {}  # from client id to _KEPT: released here and not yet forgotten, oldest first
         self._check_timer = None
         self._checking = 0  # checks in flight
         self._check_failed = False
@@ -135,11 +134,11 @@ class RedisStore:
         self._client = Client(loop, place, complain)
 
     def __len__(self):
-        """How many records this server has to do with."""
+        """The number of records that this server has open, or has released and not yet forgotten."""
         return len(self._open) + len(self._kept)
 
     def is_up(self):
-        """Whether Redis can be asked."""
+        """Whether Redis is connected."""
         return self._client.state is UP
 
     def create(self, client_id, record, done):
@@ -203,7 +202,7 @@ class RedisStore:
         value, token, _ = entry
 
         def answered(replies):
-            if replies == [(resp.INTEGER, 0)]:  # a failover has lost it, with the session open
+            if replies == [(resp.INTEGER, 0)]:  # a failover has lost the key during the session
                 self._client.ask((set_new(key, value, self._retention),), healed)
             else:
                 healed(replies)
@@ -219,7 +218,7 @@ class RedisStore:
         for timer in (self._check_timer, self._touch_timer):
             self._loop.cancel(timer)
 
-    # ---- records that somebody has open here
+    # ---- records that are open here
 
     def _opened(self, client_id, value, token):
         self._kept.pop(client_id, None)
@@ -229,8 +228,7 @@ class RedisStore:
             self._touch_timer = self._loop.call_later(self._lease / 2, self._touch)
 
     def _touch(self, rest=None):
-        """Renews the leases of all that are open, a batch at a time, where a session may outlast the
-        retention."""
+        """Renews the leases of all open records in batches, if a session may outlast the retention."""
         ids = list(self._open) if rest is None else rest
         for client_id in ids[:TOUCH_BATCH]:
             if client_id in self._open:
@@ -252,20 +250,19 @@ class RedisStore:
     # ---- records that were released here
 
     def _keep(self, client_id, token, is_confirmed):
-        """Has a record checked when its retention is over."""
+        """Schedules a check of a released record for the end of its retention."""
         if client_id in self._open or self._client.state is CLOSED:
             return
         self._kept.pop(client_id, None)
         due = self._loop.now + self._retention + CHECK_MARGIN
         self._kept[client_id] = _KEPT.pack(due, token, is_confirmed)
-        if len(self._kept) > self._clients_most:  # opened here, created elsewhere
+        if len(self._kept) > self._clients_most:  # created elsewhere, so `create` did not limit them
             del self._kept[next(iter(self._kept))]
         if self._check_timer is None and not self._checking:
             self._check_timer = self._loop.call_at(due, self._check)
 
     def _check(self):
-        """Asks for the keys of those that are due. One that is not there any more, or another's, is
-        forgotten."""
+        """Reads the keys of records that are due: one that is missing or was created anew is forgotten."""
         self._check_timer = None
         self._check_failed = False
         due = []
@@ -288,15 +285,15 @@ class RedisStore:
             value = replies[0][1] if replies[0][0] == resp.BULK else None
             if value is None or not value.endswith(b"," + binascii.hexlify(token)):
                 self._forgotten(client_id)
-            elif not is_confirmed:  # the release was lost, so it is kept for its lease too
+            elif not is_confirmed:  # the release was lost, so the key also lives for its lease
                 self._keep(client_id, token, True)
-            # else another server has opened it since, and will see to it
+            # Otherwise another server has opened it since, and checks it when the time comes.
         self._checking -= 1
         if not self._checking:
             self._checked_all()
 
     def _checked_all(self):
-        """Sets the timer for the next that is due."""
+        """Sets the timer for the next record that is due."""
         if self._check_timer is None and self._kept and self._client.state is not CLOSED:
             first = _KEPT.unpack(next(iter(self._kept.values())))[0]
             pause = CHECK_PAUSE if self._check_failed else TOUCH_PAUSE
