@@ -41,7 +41,7 @@ COMPACT_ABOVE = 1024  # cancelled timers that may stay in the heap, whatever its
 REST_SECONDS = 0.1  # how long a file is not watched that would spin: ten attempts a second cost nothing
 WAIT_PAUSE = 0.05  # seconds to sleep after the wait itself failed, so that repeated failures do not spin
 SHORT_TURN = 64e-6  # seconds; turns shorter than this are counted together
-TURN_BUCKETS = 64  # buckets of turn times: one per bit of the microseconds, more than any time has
+TIME_BUCKETS = 64  # buckets of a histogram of times: one per bit of the microseconds, more than any time has
 LATE = 0.1  # seconds of delay above which a timer waits for one more look at the selector
 WAIT_LIMIT = 86400.0  # seconds per wait: epoll overflows at 2,147,483 s, 32-bit select at 2 ** 31
 FD_SETSIZE = 1024  # select(2) cannot watch files numbered from here on
@@ -61,7 +61,7 @@ class Loop:
         self.turns = 0
         # turn_counts[k] is the number of turns that took 2 ** (k - 1) to 2 ** k microseconds, waits excluded.
         # Turns below SHORT_TURN are left out.
-        self.turn_counts = [0] * TURN_BUCKETS
+        self.turn_counts = [0] * TIME_BUCKETS
         self.turn_seconds = 0.0  # total time of all turns
         self.read_size = READ_SIZE
         self.output_high = OUTPUT_HIGH

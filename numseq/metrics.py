@@ -8,15 +8,14 @@ https://prometheus.io/docs/practices/naming/, the text is the exposition format 
 import time
 
 from . import process
+from .loop import TIME_BUCKETS
 from .stream import Stream, listen
 
 CONNECTIONS_MOST = 8  # open at once: a collector or two and some browsers; further ones are closed
 REQUEST_MOST = 4096  # bytes of a request; browsers send under 1,000, collectors under 300
 REQUEST_SECONDS = 1.0  # seconds from accept to the end of the response
 
-BUCKETS = 64  # of a histogram: one per bit of the microseconds, more than any time has
 SHOWN = range(6, 25, 2)  # the exported buckets: up to 64 us, 256 us, ... 16.8 s
-
 SUMMARY_WIDTH = 110  # characters of a line for a person; a single longer figure may exceed it
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -30,7 +29,7 @@ class Histogram:
 
     def __init__(self, counts=None, seconds=0.0):
         # counts[k] is for times from 2 ** (k - 1) to below 2 ** k microseconds, counts[0] for those below 1.
-        self.counts = [0] * BUCKETS if counts is None else counts
+        self.counts = [0] * TIME_BUCKETS if counts is None else counts
         self.sum = seconds
 
     def add(self, seconds):

@@ -93,7 +93,7 @@ class Session:
         if self.phase is FINISHED:
             self.server.left(self)
             return
-        self.server.checksums.drop(self)  # also where the time was up while a checksum was being made
+        self.server.checksums.drop(self)  # also if the time is up while the checksum is being computed
         if self.phase not in ENDINGS:
             if isinstance(error, (ConnectionResetError, BrokenPipeError)):
                 self.phase = RESET
