@@ -19,7 +19,7 @@ from helpers import ROOT, pass_time
 from programs import HOST, Liar, hang, honest, instead, numbers_of
 from proxy import DOWN, FIN, RST, UP, Plan, Proxy
 
-from numseq import check, figures, lines
+from numseq import check, connect, figures, lines
 from numseq.check import Check
 from numseq.client import parse_arguments
 from numseq.errors import ConnectionLost, Refused
@@ -203,6 +203,7 @@ def test_failed_look_ups_are_told(world, monkeypatch):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
+    monkeypatch.setattr(connect, "may_fork", lambda: False)  # the clock does not wait for a child process
     end = world.run("--clients", 1, "--duration", 2, "--retry", 1, "--host", "nowhere.invalid", port=5000)
     assert set(causes(end)) == {"lookup"}
     assert end["status"] == 4
