@@ -169,7 +169,7 @@ class Server:
                 return
         if len(self.sessions) >= self.connections_most:
             self._refuse(connection, OVER_LIMIT, address)
-        elif self._is_address_full(address):
+        elif self._per_address_most and self._is_address_full(address):
             self._refuse(connection, OVER_ADDRESS_LIMIT, address)
         else:
             try:
@@ -189,8 +189,7 @@ class Server:
                 raise
 
     def _is_address_full(self, address):
-        most = self._per_address_most
-        return bool(most) and self._per_address.get(address_key(address), 0) >= most
+        return self._per_address.get(address_key(address), 0) >= self._per_address_most
 
     def _remember(self, session, address):
         self._addresses[session] = address
