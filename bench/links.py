@@ -13,7 +13,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
 
-from numseq import protocol, stream  # noqa: E402
+from numseq import connect, protocol, stream  # noqa: E402
 from numseq.sequence import draw  # noqa: E402
 from numseq.transfer import TIMEOUT  # noqa: E402
 from simulator import CLIENT_ID, PORT, SERVER_ADDRESS, Network, symmetric  # noqa: E402
@@ -85,7 +85,7 @@ class Ideal:
         Pusher(self._network.loop, self, connection)
 
     def _connect(self):
-        stream.connect(self._network.loop, SERVER_ADDRESS, PORT + 1, self)
+        connect.connect(self._network.loop, SERVER_ADDRESS, PORT + 1, self)
 
     def connected(self, stream):
         """Waits for what comes."""

@@ -1,35 +1,34 @@
-"""A server's checksums: made in steps between the requests of others, and kept for those who ask again."""
+"""The server's checksums: computed in steps between other clients' requests, and cached."""
 
 from .budget import Budget
 from .sequence import BLOCK, CHECKSUM_STEP, checksum_steps
 
-KEPT_MOST = 4096  # checksums kept, 300 bytes each
-TINY = 128  # numbers of a sequence whose checksum is made at once however busy the turn: 5 us
-KEPT_ABOVE = BLOCK  # numbers of a sequence whose checksum is kept; that of a shorter one takes 30 us
+KEPT_MOST = 4096  # checksums in the cache, 300 bytes each
+TINY = 128  # up to this many numbers the checksum (5 us) is computed at once, even without budget
+KEPT_ABOVE = BLOCK  # above this many numbers the checksum is cached; shorter ones take 30 us at most
 
 
 class Checksums:
-    """Makes the checksums that sessions ask for, first come first served.
+    """Computes the checksums that sessions ask for, first come, first served.
 
-    Those of one step are made at once while the turn's budget lasts, and else at its end or in the next
-    turns. Of the longer ones, one step per turn is made for all of them together.
+    Short checksums (one step) are computed at once while the turn's budget lasts, otherwise at the end of the
+    turn or in later turns. Of the long ones, one step per turn is done for all sessions together.
 
-    A session has a `record`, a `stream`, slice(first, last) for its numbers, and gets finished(checksum), in
-    bytes.
+    A session has `record`, `stream`, slice(first, last) for its numbers, and finished(checksum), which is
+    called with bytes.
     """
 
     def __init__(self, loop, budget=None):
         self._loop = loop
         self._budget = budget or Budget(loop)
-        # From session to the steps of its checksum, in the order of their asking: those of one step, and
-        # longer ones.
-        self._short = {}
-        self._waiting = {}
+        # From session to the steps of its checksum, in the order of the requests.
+        self._short = {}  # checksums of one step
+        self._waiting = {}  # longer ones
         self._timer = None  # for the next step
-        self._kept = {}  # from record to checksum (bytes), the oldest first
+        self._kept = {}  # the cache, from record to checksum (bytes), oldest first
 
     def ask(self, session):
-        """Calls session.finished(checksum) once: now if the checksum is known or takes one step, or later."""
+        """Calls session.finished(checksum) once: now if the checksum is cached or short, otherwise later."""
         record = session.record
         checksum = self._kept.get(record)
         if checksum is not None:
@@ -50,14 +49,14 @@ class Checksums:
             self._timer = self._loop.call_later(0, self._step)
 
     def drop(self, session):
-        """Forgets a session, which may not wait."""
+        """Forgets a session, whether it is waiting or not."""
         self._waiting.pop(session, None)
         self._short.pop(session, None)
 
     def _step(self):
         self._timer = None
         if self._short or self._waiting:
-            self._timer = self._loop.call_later(0, self._step)  # next turn, after its requests
+            self._timer = self._loop.call_later(0, self._step)  # in the next turn, after its requests
         while self._short:
             self._guarded(self._short)
             if not self._budget.is_left():

@@ -1,6 +1,6 @@
-"""Lines for a person on a standard stream, written without ever blocking the loop.
+"""Writes lines to a standard stream without blocking the loop.
 
-A stalled terminal, or a pipe that nobody reads, would stop the loop in a plain write.
+A plain write would block on a stalled terminal, or on a full pipe that nobody reads.
 """
 
 import os
@@ -15,21 +15,20 @@ if os.name != "posix":  # docs/builds.md has what other systems lack
 
 WAITING_MOST = 64 * 1024  # bytes of lines waiting to be written; lines beyond are dropped and counted
 WRITE_MOST = 16 * 1024  # bytes of one write, so that a slow serial line does not hold up the loop
-PIPE_PIECE = getattr(select, "PIPE_BUF", 512)  # bytes that a pipe takes without blocking once it is ready
-TERMINAL_PIECE = 1  # bytes that a terminal does, which is ready as soon as there is room for one
-PIECES_MOST = 256  # of such pieces in one write
+PIPE_PIECE = getattr(select, "PIPE_BUF", 512)  # bytes that a writable pipe takes without blocking
+TERMINAL_PIECE = 1  # bytes that a writable terminal takes without blocking
+PIECES_MOST = 256  # such pieces per write
 MISSING = b"%d lines are missing here: nobody read them in time\n"
 
 
 class Console:
-    """Writes lines to a file (its number; None for nowhere): each line whole, in order, or not at all.
+    """Writes lines to a file (its number; None discards them): each line whole and in order, or not at all.
 
-    Other processes may have the file open too, so nothing of it is changed. Lines that nobody reads in time,
-    or that
-    cannot be written, are dropped and counted; once the file takes some again, a line there says how many.
+    Other processes may have the file open, so its flags are not changed. Lines that cannot be written in time
+    are dropped and counted; as soon as the file takes data again, a line in it says how many are missing.
 
     missing  that line (bytes, with %d)
-    gone     gone() is called when a write finds that nobody reads a pipe any more
+    gone     gone() is called when a write fails because the pipe has no reader
     """
 
     def __init__(self, loop, file, missing=MISSING, gone=lambda: None):
@@ -40,10 +39,9 @@ class Console:
         self.dropped = 0  # dropped lines not yet reported in the file
         self.dropped_ever = 0
         self._waiting = bytearray()
-        self._torn = False  # whether the last line in the file lacks its end
-        self._failed = False  # whether the dropped lines come before those that wait
-        # False once the selector has refused the file: a disk or a null device is always ready
-        self._pollable = True
+        self._torn = False  # whether the last line in the file is incomplete
+        self._failed = False  # whether lines were dropped before those that are waiting
+        self._pollable = True  # False once the selector has refused the file, as epoll does with a disk
         self._file = file
         self._close = None
         if file is not None:
@@ -53,7 +51,7 @@ class Console:
         return self._file
 
     def line(self, text):
-        """Writes text as a line at the end of this turn, or as soon as the file takes it."""
+        """Writes text as a line, at the end of this turn or when the file takes it."""
         if self._file is None:
             return
         data = plain(text).encode("ascii") + b"\n"
@@ -61,23 +59,23 @@ class Console:
             self._drop(1)
             return
         self._waiting += data
-        self.loop.attention[self] = None  # so that the lines of a turn go out in one write
+        self.loop.attention[self] = None  # the lines of a turn go out in one write
 
     def take_up(self):
         self.loop.attention[self] = None
 
     def settle(self):
-        """Writes unless the loop waits for the file; returns whether there is more to write next turn."""
+        """Writes unless the loop waits for the file; returns whether to write more in the next turn."""
         return not self.interest and self._write()
 
     def on_events(self, mask):
         before = len(self._waiting)
         self._write()
-        if self.interest and len(self._waiting) == before:  # it takes nothing, though it is ready
+        if self.interest and len(self._waiting) == before:  # reported ready, but takes nothing
             self.loop.rest(self)
 
     def abort(self, error=None):
-        """Drops what waits: it cannot be written now. Lines that come later are tried again."""
+        """Drops the waiting lines, which cannot be written. Later lines are tried again."""
         if self._file is not None:
             self._drop(self._waiting.count(b"\n"))
             self._waiting = bytearray()
@@ -85,7 +83,7 @@ class Console:
             self.loop.watch(self, 0)
 
     def close(self):
-        """Writes what the file takes at once; returns the rest (bytes)."""
+        """Writes what the file takes without waiting; returns the rest (bytes)."""
         for _ in range(WAITING_MOST // WRITE_MOST + 1):
             if self._file is not None and (self._waiting or self.dropped):
                 self._write()
@@ -102,20 +100,19 @@ class Console:
         self.dropped_ever += count
 
     def _write(self):
-        """Writes what the file takes.
+        """Writes what the file takes; returns whether to write the rest in the next turn.
 
-        Returns whether the rest is due next turn, without waiting for the file.
+        It returns False if the loop watches the file, because its event then leads to the next write.
         """
         notice = b""
-        if self._failed:  # what was dropped is told in its place
+        if self._failed:  # report dropped lines where they are missing
             notice = (b"\n" if self._torn else b"") + self._missing % self.dropped
         try:
             with memoryview(notice or self._waiting) as view, view[:WRITE_MOST] as head:
                 written = self._write_some(head) if head else 0
         except (BlockingIOError, InterruptedError):
             written = 0
-        # the reader has gone, or the disk is full; another reader may come, or the disk be cleared
-        except OSError as error:
+        except OSError as error:  # no reader, or the disk is full; either may change later
             self.abort()
             if isinstance(error, BrokenPipeError):
                 self._gone()
@@ -130,7 +127,7 @@ class Console:
         if self._pollable:
             try:
                 self.loop.watch(self, WRITE if self._waiting else 0)
-            except PermissionError:  # epoll refuses a disk and a null device
+            except PermissionError:  # epoll refuses files on a disk and the null device
                 self._pollable = False
         if self.dropped and not self._waiting and not self._failed:
             self._waiting += self._missing % self.dropped
@@ -140,20 +137,19 @@ class Console:
 
 
 def writer(file):
-    """(number to watch, write(data), close()) for a file's number, whose writes never block and change
-    nothing of it.
+    """(number to watch, write(data), close()) for a file's number. Writes never block.
 
-    Non-blocking is a property of the open file, which other processes share (a shell and its terminal), and
-    which
-    would stay after a kill. So the file is opened once more, or, where that is not possible, asked before
-    each write.
-    write() returns how many bytes were taken; raises OSError, BlockingIOError for none.
+    O_NONBLOCK belongs to the open file, which is shared with other processes (such as the shell on the same
+    terminal), and would stay set if this process were killed. So it is not set; the file is opened again
+    instead. If that is impossible, each write first asks whether the file is ready.
+
+    write() returns how many bytes were taken; raises OSError, and BlockingIOError if none were.
     """
     mode = os.fstat(file).st_mode
     if stat.S_ISREG(mode) or not os.get_blocking(file):  # a disk never blocks for long
         return file, lambda data: os.write(file, data), nothing
     if stat.S_ISSOCK(mode):
-        # A file of a socket cannot be opened again, but each of its sends may ask not to wait.
+        # A socket cannot be opened again, but MSG_DONTWAIT makes a single send non-blocking.
         connection = socket.fromfd(file, socket.AF_UNIX, socket.SOCK_STREAM)
         return connection.fileno(), lambda data: connection.send(data, socket.MSG_DONTWAIT), connection.close
     terminal = os.isatty(file)
@@ -161,7 +157,7 @@ def writer(file):
         for path_of in "/proc/self/fd/{}".format, os.ttyname:
             try:
                 again = os.open(path_of(file), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-            except OSError:  # no /proc, no terminal, no name for it here, not ours to open, or no reader now
+            except OSError:  # no /proc, no (name of a) terminal, no permission, or no reader
                 continue
             return again, lambda data: os.write(again, data), lambda: os.close(again)
     piece = TERMINAL_PIECE if terminal else PIPE_PIECE
@@ -169,10 +165,7 @@ def writer(file):
 
 
 def write_cautiously(file, data, piece):
-    """Writes to a blocking file in pieces, each once the file is ready for it.
-
-    Returns how many bytes were taken.
-    """
+    """Writes to a blocking file in small pieces while it is ready; returns the number of bytes taken."""
     written = 0
     while written < min(len(data), piece * PIECES_MOST) and select.select([], [file], [], 0)[1]:
         written += os.write(file, data[written:written + piece])
@@ -182,28 +175,28 @@ def write_cautiously(file, data, piece):
 
 
 def nothing():
-    """Gives nothing back."""
+    """Does nothing: the file stays open."""
 
 
 def plain(text):
-    """Text as one line of printable ASCII, which every terminal and every locale can show."""
+    """Text as one line of printable ASCII, which every terminal and locale can show."""
     data = text.encode("ascii", "backslashreplace") if text.isprintable() else text.encode("unicode_escape")
     return data.decode("ascii")
 
 
 def open_standard_streams():
-    """Opens something for each closed standard stream, or the next socket would take its number."""
+    """Opens the null device for each closed standard stream, so that no socket gets its number."""
     for file in range(3):
         try:
             os.fstat(file)
         except OSError:
             try:
-                os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is `file`
-            except OSError:  # no /dev: the end of a pipe that nobody writes to
+                os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is `file`
+            except OSError:  # no /dev: the read end of a pipe will do
                 reading, writing = os.pipe()
                 os.close(writing)
 
 
 def file_of(stream):
-    """The number of sys.stdout or sys.stderr, or None where it was closed when the program started."""
+    """The file number of sys.stdout or sys.stderr, or None if it was closed when the program started."""
     return None if stream is None else stream.fileno()

@@ -1,23 +1,24 @@
-"""Numbers from 0 to 100, one per byte, to and from decimal text: many at once, without an object for each.
+"""Converts numbers to decimal text and back, many at once and without an object for each.
 
-In padded text every number is equally wide: three bytes for its digits, of which missing ones are zero bytes,
-and the bytes of the separator. `unpad` deletes the zero bytes. `read` goes the other way, for indices.
+To text go numbers from 0 to 100, one per byte. `pad` gives every number the same width: three bytes for the
+digits, with zero bytes for missing ones, and the separator. `unpad` then deletes the zero bytes. `parse`
+reads such numbers, and `read` reads indices, which may be larger.
 """
 
 import struct
 
 PAD = b"\0"
 DIGITS = 3  # of a number, at most
-BULK = 24  # numbers from which padded text is faster than a format
+BULK = 24  # from this many numbers on, padded text is faster than a format string
 MARK = b"\xff"  # not a number: where `pad` inserts the mark's text
 
 RUN = 1024  # numbers that `read` takes at once
-TAB = b"\t"  # before each number that `read` takes
+TAB = b"\t"  # precedes each number that `read` takes
 READ_MOST = 0xFFFF  # the largest number that `read` takes
-_PLACES = 8  # a TAB and up to 7 digits: four bits each, in a lane of 32
-# How the 8 digits of each lane become a number, in all lanes at once: pairs of digits, then of pairs, then of
-# fours, by shift, mask of the upper half, and its weight. The lowest digit comes first, because the text is
-# reversed.
+_PLACES = 8  # a TAB and up to 7 digits, four bits each, in a lane of 32 bits
+# Each step (shift, mask, scale) joins neighbours in all lanes at once: first pairs of digits, then pairs of
+# these, then the two halves. The text is reversed, so the upper neighbour has the lower decimal place: it is
+# shifted down, and the other one is multiplied by the scale.
 _STEPS = [(shift, int.from_bytes(mask * (4 * RUN // len(mask)), "big"), scale) for shift, mask, scale in (
     (4, b"\x0f", 10), (8, b"\x00\xff", 100), (16, b"\x00\x00\xff\xff", 10000))]
 _TOO_LARGE = _STEPS[2][1] << 16
@@ -30,12 +31,12 @@ _VALUES = {b"%d" % i: i for i in range(101)}
 
 
 def place(separator):
-    """Padding for one number in padded text (bytes), followed by the separator (bytes)."""
+    """The place of one number in padded text: its padding, then the separator (bytes)."""
     return PAD * DIGITS + separator
 
 
 def columns(mark):
-    """The `columns` for `pad` that replace each MARK among the numbers by the mark's text (3 bytes)."""
+    """The `columns` argument for `pad` that replaces each MARK among the numbers by `mark` (3 bytes)."""
     return [column + mark[i:i + 1] for i, column in enumerate((_HUNDREDS, _TENS, _ONES))]
 
 
@@ -43,7 +44,7 @@ _NO_MARKS = columns(PAD * DIGITS)
 
 
 def pad(numbers, row, width, columns=_NO_MARKS):
-    """Numbers (bytes) as padded text (bytearray): `row` (bytes) repeated, each number in `width` bytes."""
+    """Numbers (bytes) as padded text (bytearray): `row` (bytes) repeated, a number every `width` bytes."""
     size = width * len(numbers)
     padded = bytearray(row * -(-size // len(row)))
     del padded[size:]
@@ -58,7 +59,7 @@ def unpad(padded):
 
 
 def writer(before, separator, after):
-    """Returns a function from numbers (bytes) to text: `before`, the numbers with separators, `after`."""
+    """A function from numbers (bytes) to text (bytes): `before`, the separated numbers, `after`."""
     formats = [before + separator.join([b"%d"] * count) + after for count in range(BULK)]
     row, whole = place(separator), before + b"%b" + after
 
@@ -71,15 +72,12 @@ def writer(before, separator, after):
 
 
 def parse(texts):
-    """The numbers (bytes) of a list of texts (bytes), each as `%d` writes 0 to 100.
-
-    Raises KeyError for any other.
-    """
+    """The numbers (bytes) in a list of texts (bytes): 0 to 100, as `%d` writes them. Raises KeyError."""
     return bytes(map(_VALUES.__getitem__, texts))
 
 
 def read_plainly(text, count, scale):
-    """What `read` returns, number by number: its definition, and what it is tested against."""
+    """The plain form of `read`, number by number: its definition, used to test it."""
     before, *texts = text.split(TAB)
     if before or len(texts) != count or not all(len(each) < _PLACES and each.isdigit() for each in texts):
         return None
@@ -89,14 +87,14 @@ def read_plainly(text, count, scale):
 
 
 def read(text, count, scale):
-    """Reads `count` numbers (1 to RUN), each after a TAB, times scale (to READ_MOST), as a tuple.
+    """Reads `count` numbers (1 to RUN) from text (bytes), each after a TAB; returns each times scale (tuple).
 
-    None where a number is above READ_MOST or has not 1 to 7 digits, and for any other text. Takes three
-    fifths of the time of `read_plainly`: tabs are expanded to columns of 8, and all columns are added up as
-    one large integer, pairs of digits first (SWAR: Lamport, "Multiple byte processing with full-word
-    instructions", 1975).
+    Returns None if a number is above READ_MOST or does not have 1 to 7 digits, and for any other text. scale
+    is at most READ_MOST. Takes 60 % of the time of `read_plainly`: tabs are expanded to columns of 8, and all
+    columns are added up as one large integer, pairs of digits first (SWAR: Lamport, "Multiple byte
+    processing with full-word instructions", 1975).
     """
-    aligned = text[::-1].expandtabs(_PLACES)  # reversed, so that the lowest digit comes first in each column
+    aligned = text[::-1].expandtabs(_PLACES)  # reversed, so that each column begins with the lowest digit
     if len(aligned) != _PLACES * count or count > RUN:
         return None
     if not (aligned[::_PLACES].isdigit() and text.translate(None, TAB).isdigit()):

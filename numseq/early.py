@@ -1,37 +1,35 @@
-"""What a server does before anything else: signals that come while it starts or ends are no accident.
+"""Signal handlers for the time while a server starts or ends.
 
-A signal that nobody handles kills a process with another status than 0; as process 1 of a container it is not
-even
-delivered. So this comes before the other modules are loaded, and loads nothing but `signal`.
+Without a handler, SIGTERM and SIGINT end the process with a status other than 0, and process 1 of a container
+does not even get them. So a server sets these handlers before it loads its other modules.
 """
 
 import os
 import signal
 
 ENDING = ("SIGTERM", "SIGINT")  # names of the signals that end a server
-# that would stop one in the background as soon as it writes to a terminal with tostop set
-STOPPING = ("SIGTTOU",)
+STOPPING = ("SIGTTOU",)  # would stop a background server that writes to a terminal set to `tostop`
 
 
 def handle_signals():
-    """Ends the process with 0 at SIGTERM and SIGINT, until the loop takes over.
+    """Lets SIGTERM and SIGINT end the process with status 0 until the loop handles them.
 
-    What is ignored stays ignored.
+    Signals that are ignored stay ignored.
     """
     _set(ENDING, lambda number, frame: os._exit(0))
     _set(STOPPING, signal.SIG_IGN)
 
 
 def ignore_signals():
-    """For the very end: the status is decided, and another signal does not change it."""
+    """Ignores SIGTERM and SIGINT, so that a late one does not change the exit status."""
     _set(ENDING, signal.SIG_IGN)
 
 
 def _set(names, handler):
     for name in names:
-        number = getattr(signal, name, None)  # some systems lack some
+        number = getattr(signal, name, None)  # None: this system lacks it
         try:
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, handler)
-        except ValueError:  # not in the main thread: signals are another's
+        except ValueError:  # not in the main thread, where signals cannot be set
             pass

@@ -1,19 +1,19 @@
 """The reactor: a selector, a heap of timers, and signals, in one thread.
 
-It knows nothing of sockets and protocols. Only `Loop.turn` waits, once per turn.
+It knows nothing of connections and protocols. Only `Loop.turn` waits, once per turn.
 
-An object that is watched has
+A watched object has these members:
 
     fileno()         the number of its file
-    interest         READ, WRITE, both or 0: what is watched for; 0 at first, then set by `watch` alone
+    interest         the events watched for: READ, WRITE, both or 0. Initially 0, later set by `watch` only
     on_events(mask)  called with READ, WRITE or both when its file is ready
-    abort(error)     called after an uncaught exception in its callbacks; error is an OSError or None
+    abort(error)     called after an uncaught exception in one of its callbacks; error is an OSError or None
 
-and one that asks for attention, by putting itself into `Loop.attention`, has
+An object that asks for attention, by putting itself into `Loop.attention`, has these:
 
-    take_up()        called at the start of the next turn: goes on with work that no file announces, then asks
-                     for attention again
-    settle()         called at the end of the turn; returns whether `take_up` is due in the next turn
+    take_up()        called at the start of the next turn: continues buffered work, which no event announces,
+                     then asks for attention again
+    settle()         called at the end of the turn; returns whether to call `take_up` in the next turn
 """
 
 import errno
@@ -28,31 +28,30 @@ import time
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 
-# bytes of one recv, one per turn: what a connection may have answered before the next one's turn; as much as
-# malloc gives without asking the system (256 KiB cost ten times as long)
+# Bytes per recv, of which a stream does one per turn: this bounds how long one connection keeps the others
+# waiting. malloc serves 64 KiB without a system call; 256 KiB take ten times as long.
 READ_SIZE = 64 * 1024
-# unsent bytes above which a stream is not read: its peer sends requests, but reads no replies
+# Unsent bytes above which a stream is not read: the peer sends requests without reading replies.
 OUTPUT_HIGH = 256 * 1024
-# objects to settle before the next event: a send wakes a peer that sleeps, and later ones then find it awake
-# (4 cost 7 % more with 32 connections); with 64 the kernel's data of the first has left the cache
+# Settle after this many objects asked for attention: 4 wakes sleeping peers too often (7 % slower with 32
+# connections), with 64 the first one's kernel data has left the cache.
 SETTLE_AFTER = 16
 TIMERS_PER_TURN = 256  # timers run per turn, so that thousands due at once do not starve the sockets
-COMPACT_ABOVE = 1024  # cancelled timers that may stay in the heap, however small it is
-# how long a file that is ready, but of no use now, is not watched: 10 tries a second cost nothing
-REST_SECONDS = 0.1
-WAIT_PAUSE = 0.05  # seconds slept where the wait itself fails, for want of memory or by a fault of the system
-SHORT_TURN = 64e-6  # seconds under which a turn is not told apart from others
-TURN_BUCKETS = 64  # of the times of turns: more than any time has bits in its microseconds
-LATE = 0.1  # seconds that a timer has to be late for the selector to be asked again before it is run
-WAIT_LIMIT = 86400.0  # seconds of one wait: epoll overflows at 2,147,483 s, 32-bit select at 2 ** 31
-FD_SETSIZE = 1024  # select(2) cannot watch a file with this number or above
-SIGNALS_SIZE = 4096  # bytes of one read of the signals' socket, one byte per signal
+COMPACT_ABOVE = 1024  # cancelled timers that may stay in the heap, whatever its size
+REST_SECONDS = 0.1  # how long a file is not watched that would spin: ten attempts a second cost nothing
+WAIT_PAUSE = 0.05  # seconds to sleep after the wait itself failed, so that repeated failures do not spin
+SHORT_TURN = 64e-6  # seconds; turns shorter than this are counted together
+TIME_BUCKETS = 64  # buckets of a histogram of times: one per bit of the microseconds, more than any time has
+LATE = 0.1  # seconds of delay above which a timer waits for one more look at the selector
+WAIT_LIMIT = 86400.0  # seconds per wait: epoll overflows at 2,147,483 s, 32-bit select at 2 ** 31
+FD_SETSIZE = 1024  # select(2) cannot watch files numbered from here on
+SIGNALS_SIZE = 4096  # bytes per read of the signals' socket, one byte per signal
 
 
 class Loop:
-    """The reactor. `clock` (seconds, monotonic) and `selector` can be handed in, so that tests control time.
+    """The reactor. Tests pass their own `clock` (seconds, monotonic), `selector` and `sleep` to control time.
 
-    `read_size` and `output_high` (bytes) are settings of its streams: see READ_SIZE and OUTPUT_HIGH.
+    `read_size` and `output_high` (bytes) are settings for its streams: see READ_SIZE and OUTPUT_HIGH.
     """
 
     def __init__(self, clock=time.monotonic, selector=None, sleep=time.sleep):
@@ -60,20 +59,19 @@ class Loop:
         self.watch = self.poller.watch
         self.now = clock()  # seconds, read once per turn
         self.turns = 0
-        # How many turns took 2 ** (k - 1) to 2 ** k microseconds, without their waits, of those from
-        # SHORT_TURN on; and how
-        # long all took together (seconds).
-        self.turn_counts = [0] * TURN_BUCKETS
-        self.turn_seconds = 0.0
+        # turn_counts[k] is the number of turns that took 2 ** (k - 1) to 2 ** k microseconds, waits excluded.
+        # Turns below SHORT_TURN are left out.
+        self.turn_counts = [0] * TIME_BUCKETS
+        self.turn_seconds = 0.0  # total time of all turns
         self.read_size = READ_SIZE
         self.output_high = OUTPUT_HIGH
-        self.attention = {}  # objects to take up and to settle, in order; a set that keeps its order
-        self.clock = clock  # reads the clock anew, for what is shorter than a turn
+        self.attention = {}  # objects to take up and to settle; a dict, because a set does not keep the order
+        self.clock = clock  # for measuring times within a turn
         self._sleep = sleep
-        # A heap of [when, order, callback]: callback is None once cancelled or run, when is None out of the
-        # heap.
+        # A heap of [when, order, callback]. callback is None once the timer was cancelled or run, when is
+        # None once it has left the heap.
         self._timers = []
-        self._order = 0  # breaks ties of `when`, so that equal deadlines run in order
+        self._order = 0  # breaks ties of `when`, so that equal deadlines run in the order of their creation
         self._cancelled = 0  # cancelled timers in the heap
         self._signals = None
         self._running = False
@@ -92,31 +90,28 @@ class Loop:
         return self.call_at(self.now + delay, callback)
 
     def cancel(self, timer):
-        """Drops a timer and what it refers to. None, expired and cancelled timers are ignored."""
+        """Drops a timer and its callback. None, expired and cancelled timers are ignored."""
         if timer is None or timer[2] is None:
             return
         timer[2] = None
-        if timer[0] is None:  # already out of the heap, to be run in this turn
+        if timer[0] is None:  # out of the heap: it was about to run in this turn
             return
         self._cancelled += 1
-        # Most timers are cancelled long before they are due. They are removed once they are half of the heap,
-        # at a constant cost per timer.
+        # Most timers are cancelled long before they are due. Removing them once they make up half of the heap
+        # costs constant time per timer.
         if self._cancelled > COMPACT_ABOVE and self._cancelled * 2 > len(self._timers):
             self._timers = [timer for timer in self._timers if timer[2] is not None]
             heapq.heapify(self._timers)
             self._cancelled = 0
 
     def timers(self):
-        """How many timers are waiting, without the cancelled ones (int)."""
+        """The number of pending timers (int)."""
         return sum(timer[2] is not None for timer in self._timers)
 
     # ---- signals
 
     def on_signal(self, number, callback):
-        """Runs callback() in the loop after signal `number`.
-
-        Only in the main thread, where Python allows it.
-        """
+        """Runs callback() in the loop after each signal `number`. Works in the main thread only."""
         if self._signals is None:
             self._signals = Signals(self)
         self._signals.add(number, callback)
@@ -124,7 +119,7 @@ class Loop:
     # ---- running
 
     def run(self):
-        """Turns until `stop`, or until nothing is left that could ever happen."""
+        """Runs turns until `stop`, or until no file, timer or object is left to wait for."""
         self._running = True
         while self._running and (self.attention or self.poller.watched or self._first_timer()):
             self.turn()
@@ -135,9 +130,9 @@ class Loop:
 
     def turn(self):
         """One iteration."""
-        # 1. How long to wait: not at all if an object asks for attention, because its work is in buffers,
-        #    which no selector sees; else until the first timer. The selector rounds up, so that no wait is a
-        #    busy one. The time since the clock was last read is what the turn before took.
+        # 1. Decide how long to wait: not at all if an object asks for attention, because its work is in
+        #    buffers that no selector sees; otherwise until the first timer. The selector rounds up, so the
+        #    loop never waits busily. The previous turn took the time since its clock was read.
         now = self.clock()
         seconds = now - self.now
         self.turn_seconds += seconds
@@ -153,20 +148,19 @@ class Loop:
         # 2. Wait.
         try:
             events = self.poller.wait(timeout)
-            # After the process was stopped, a timer can be late although what it waits for has come: what is
-            # readable is read first. (epoll.poll, interrupted, returns an empty list when its time is over,
-            # without looking again.)
+            # After SIGSTOP and SIGCONT, epoll.poll returns an empty list once its timeout has passed, without
+            # looking again. Input that has arrived meanwhile must be read before the late timer runs.
             if not events and timeout and first is not None and self.clock() > first[0] + LATE:
                 events = self.poller.wait(0)
-        except Exception as error:  # it may fail again at once: the sleep keeps that from spinning
+        except Exception as error:
             events = ()
             self.report(error)
             self._sleep(WAIT_PAUSE)
         # 3. Read the clock.
         self.now = self.clock()
         self.turns += 1
-        # 4. Take up the work that is left in buffers.
-        left = {}  # to be taken up next turn
+        # 4. Take up the work left in buffers.
+        left = {}  # objects to take up in the next turn
         if self.attention:
             asking, self.attention = self.attention, {}
             for each in asking:
@@ -176,10 +170,8 @@ class Loop:
                     self._failed(each, error)
                 if len(self.attention) >= SETTLE_AFTER:
                     self._settle(left)
-        # 5. Handle the events. A callback may have closed another object of the same batch, and its file's
-        # number may
-        #    already belong to a new one: so the object that was registered says what it is still interested
-        # in.
+        # 5. Handle the events. A callback may have closed another object of this batch, and its file's number
+        #    may already be reused. The object's own interest tells: it is 0 once the object is closed.
         for watched, mask in events:
             mask &= watched.interest
             if mask:
@@ -189,20 +181,19 @@ class Loop:
                     self._failed(watched, error)
                 if len(self.attention) >= SETTLE_AFTER:
                     self._settle(left)
-        # 6. Send the answers and update what is watched. A sleeping peer is woken by the first of several
-        # answers and
-        #    then finds the others: 0.9 us of the 10 us of a round trip with 32 connections.
+        # 6. Send the replies and update the selector. Sending several together saves wake-ups of the peer,
+        #    0.9 us of a round trip's 10 us with 32 connections.
         if self.attention:
             self._settle(left)
         if left:
             self._ask_again(left)
-        # 7. Run the timers that are due, but not those that they set meanwhile.
+        # 7. Run the timers that are due, but not those that they set.
         timers = self._timers
         if timers and timers[0][0] <= self.now:
             self._run_timers()
 
     def _settle(self, left):
-        """Settles all that ask for attention, and puts into `left` what is to be taken up next turn."""
+        """Settles the objects that ask for attention; adds those to take up in the next turn to `left`."""
         asking, self.attention = self.attention, {}
         for each in asking:
             try:
@@ -212,12 +203,12 @@ class Loop:
                 self._failed(each, error)
 
     def _ask_again(self, left):
-        """Has the objects in `left` taken up next turn, before those that asked since."""
+        """Has the objects in `left` taken up in the next turn, before those that asked meanwhile."""
         since, self.attention = self.attention, left
         for each in since:
             try:
                 left[each] = None
-            except Exception as error:  # no memory: it would never be taken up
+            except Exception as error:  # out of memory: the object would never be taken up
                 self._failed(each, error)
 
     def _run_timers(self):
@@ -229,19 +220,17 @@ class Loop:
                 self._cancelled -= 1
             else:
                 try:
-                    # before it leaves the heap, so that none is lost where there is no memory
-                    due.append(timer)
+                    due.append(timer)  # before it leaves the heap, so that a MemoryError loses no timer
                 except MemoryError:
                     break
                 timer[0] = None
             heapq.heappop(timers)
         for timer in due:
             callback, timer[2] = timer[2], None
-            if callback is not None:  # not cancelled by one before it
+            if callback is not None:  # not cancelled by an earlier one
                 try:
                     callback()
-                # once more, later: a connection whose timer is lost would never end
-                except MemoryError as error:
+                except MemoryError as error:  # run it again later: without its timer a connection never ends
                     timer[:] = self.now + REST_SECONDS, timer[1], callback
                     heapq.heappush(timers, timer)
                     self.report(error)
@@ -249,7 +238,7 @@ class Loop:
                     self.report(error)
 
     def _first_timer(self):
-        """The timer that is due first, or None; removes cancelled ones before it."""
+        """The first pending timer, or None; removes cancelled timers before it."""
         timers = self._timers
         while timers and timers[0][2] is None:
             heapq.heappop(timers)
@@ -259,19 +248,17 @@ class Loop:
     # ---- failures
 
     def rest(self, watched):
-        """Watches an object no more until REST_SECONDS are over; then its `settle` decides, called at a
-        turn's end.
+        """Stops watching an object for REST_SECONDS, then asks for attention for it. Returns the timer.
 
-        For a file that is ready, or says so, while nothing can be done about it: it would spin. Returns the
-        timer.
+        For a file that is reported ready when nothing can be done with it: the loop would spin.
         """
-        # The timer first: where there is no memory for it, the object is still watched, and tries again.
+        # The timer comes first: if memory is short, the object is still watched and tries again.
         timer = self.call_later(REST_SECONDS, lambda: self.attention.__setitem__(watched, None))
         self.watch(watched, 0)
         return timer
 
     def guard(self, owner, callback):
-        """Runs callback(); an exception costs the owner alone, which may be None."""
+        """Runs callback(); an exception aborts only its owner (which may be None) and is reported."""
         try:
             callback()
         except Exception as error:
@@ -287,17 +274,14 @@ class Loop:
         self.report(error)
 
     def report(self, error):
-        """Called with each uncaught exception of a callback, and with those of the wait; override it.
+        """Called with each uncaught exception of a callback or of the wait; override it.
 
-        This one raises it again. One that raises nothing lets the loop outlive whatever happens.
+        This default raises the error. With a replacement that never raises, the loop survives every error.
         """
         raise error
 
     def close(self):
-        """Restores the signal handlers and closes the selector.
-
-        Watched objects are their owners' to close.
-        """
+        """Restores the signal handlers and closes the selector. Owners close their watched objects."""
         if self._signals is not None:
             self._signals.close()
             self._signals = None
@@ -305,44 +289,41 @@ class Loop:
 
 
 def working_selector():
-    """The best selector that this system lets us have; raises OSError where it has none at all."""
+    """The best selector that works on this system. Raises OSError if none does."""
     refusal = None
-    # A sandbox may forbid what the kernel has: before 3.9 nobody tried whether epoll can be made.
+    # A sandbox may forbid epoll, which DefaultSelector does not check before Python 3.9.
     for name in "DefaultSelector", "PollSelector", "SelectSelector":
         try:
             return getattr(selectors, name)()
-        except (AttributeError, OSError) as error:  # AttributeError: a build without it
+        except (AttributeError, OSError) as error:  # AttributeError: this build lacks it
             refusal = error
     raise OSError(errno.ENOSYS, "no selector works here: %s" % refusal)
 
 
 class Poller:
-    """Owns the selector, and knows what is watched.
-
-    It waits on epoll directly where the selector is an epoll one.
-    """
+    """Owns the selector and the map of watched objects. On Linux it waits on epoll directly."""
 
     def __init__(self, selector):
         self.watched = {}  # from file number to object: a copy of the selector's map, cheaper to read
-        # Files with this number or above cannot be watched; None where any can.
+        # Files numbered from here on cannot be watched; None means no limit.
         self.file_limit = FD_SETSIZE if isinstance(selector, selectors.SelectSelector) else None
         self.selector = selector
         self._epoll = None
         if type(selector) is getattr(selectors, "EpollSelector", None):
-            # EpollSelector.select() makes a call and several objects per event: 0.2 to 0.3 us of a round
-            # trip's 10.
+            # EpollSelector.select() costs a call and several objects per event: 0.2 to 0.3 us of a round
+            # trip's 10 us.
             try:
                 self._epoll = select.epoll.fromfd(os.dup(selector.fileno()))
-            except OSError:  # too few files
+            except OSError:  # out of files
                 selector.close()
                 raise
             self.wait = self._wait_on_epoll
 
     def watch(self, watched, interest):
-        """Makes `interest` what is watched for; 0 unregisters the object. All or nothing.
+        """Watches an object for `interest`: READ, WRITE or both; 0 unregisters it. All or nothing.
 
-        Raises OSError; the object is then watched no more. EMFILE is for a file that select(2) cannot watch,
-        and that would fail every later select.
+        Raises OSError; the object is no longer watched then. The error is EMFILE if select(2) cannot watch
+        the file's number, which would make every later select fail.
         """
         before = watched.interest
         if interest == before:
@@ -362,35 +343,34 @@ class Poller:
         watched.interest = interest
 
     def _register(self, watched, interest):
-        """Returns the file's number."""
+        """Registers an object; returns its file's number."""
         try:
             return self.selector.register(watched, interest, watched).fd
-        except KeyError:  # the number was another's, who could not be unregistered before it was closed
+        except KeyError:  # the number's former owner could not be unregistered before it was closed
             self.selector.unregister(watched)
             return self.selector.register(watched, interest, watched).fd
 
     def _forget(self, watched):
-        """Leaves nothing of an object whose watching failed. Raises nothing."""
+        """Removes every trace of an object that could not be watched. Raises nothing."""
         watched.interest = 0
         try:
             self.selector.unregister(watched)
-        except Exception:  # not registered, its file is closed already, or there is no memory
+        except Exception:  # not registered, already closed, or out of memory
             pass
         for number in [number for number, each in self.watched.items() if each is watched]:
             del self.watched[number]
             self._drop(number)
 
     def _drop(self, number):
-        """Takes a file number out of epoll: EpollSelector.modify() forgets its key where it fails, but not
-        the file."""
+        """Removes a file's number from epoll: EpollSelector.modify() drops only its key when it fails."""
         if self._epoll is not None:
             try:
                 self._epoll.unregister(number)
-            except (OSError, ValueError):  # not there either
+            except (OSError, ValueError):  # not registered there either
                 pass
 
     def wait(self, timeout):
-        """[(object, READ | WRITE)] of what is ready within timeout (seconds)."""
+        """Waits at most timeout (seconds) for events; returns [(object, READ | WRITE)]."""
         return [(key.data, mask) for key, mask in self.selector.select(timeout)]
 
     def _wait_on_epoll(self, timeout):
@@ -398,7 +378,7 @@ class Poller:
         ready = self._epoll.poll(timeout)
         try:
             return [(watched[number], MASKS[events]) for number, events in ready]
-        except KeyError as unknown:  # of one whose registering failed half way
+        except KeyError as unknown:  # an object whose registration failed half-way
             self._drop(unknown.args[0])
             return []
 
@@ -409,16 +389,16 @@ class Poller:
         self.selector.close()
 
 
-# What the selectors make of epoll's EPOLLIN (1), EPOLLOUT (4), EPOLLERR (8) and EPOLLHUP (16).
+# From EPOLLIN (1), EPOLLOUT (4), EPOLLERR (8), EPOLLHUP (16) to READ and WRITE, as EpollSelector maps them.
 MASKS = bytes((READ if events & ~4 else 0) | (WRITE if events & ~1 else 0) for events in range(32))
 
 
 def wake(number, frame):
-    """A signal's handler: the interpreter has written the byte already."""
+    """The handler of each signal. It does nothing: the interpreter has already written the byte."""
 
 
 def watch_or_rest(watched):
-    """Watches for reading an object that must never go deaf: where that fails, it rests and tries again."""
+    """Watches an object for reading; if that fails, the object rests and is tried again."""
     try:
         watched.loop.watch(watched, READ)
     except Exception as error:
@@ -427,18 +407,18 @@ def watch_or_rest(watched):
 
 
 class Signals:
-    """Signals as events: the interpreter writes a byte for each into a socket pair, which ends the wait."""
+    """Signals as events: the interpreter writes a byte per signal into a socket pair, which ends the wait."""
 
     def __init__(self, loop):
         self.loop = loop
         self.interest = 0
         self._callbacks = {}
-        self._handlers = {}  # from number to the handler that was there before
+        self._handlers = {}  # from signal number to the previous handler
         self._socket, self._writer = socket.socketpair()
         self._socket.setblocking(False)
         self._writer.setblocking(False)
         try:
-            # A full pair loses bytes of signals that are already known: no warning is due.
+            # A full pair loses only bytes of signals that are pending anyway: no warning is needed.
             self._previous = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         except TypeError:  # before 3.7
             self._previous = signal.set_wakeup_fd(self._writer.fileno())
@@ -448,13 +428,11 @@ class Signals:
         return self._socket.fileno()
 
     def add(self, number, callback):
-        """Runs callback() in the loop after signal `number`, unless our parent had it ignored (nohup, sh -c
-        'x &')."""
+        """Runs callback() in the loop after signal `number`, unless the parent ignored it, as nohup does."""
         if signal.getsignal(number) is signal.SIG_IGN:
             return
         self._callbacks[number] = callback
-        # The byte is written only where there is a handler; the work happens in the loop.
-        previous = signal.signal(number, wake)
+        previous = signal.signal(number, wake)  # without a handler, the interpreter writes no byte
         self._handlers.setdefault(number, previous)
 
     def on_events(self, mask):
@@ -466,7 +444,7 @@ class Signals:
             pass
         except OSError as error:
             self.loop.report(error)
-        if not numbers:  # nothing to read, though it is ready
+        if not numbers:  # reported ready, but nothing to read
             self.loop.rest(self)
         for number in numbers & set(self._callbacks):
             self.loop.guard(None, self._callbacks[number])
@@ -475,15 +453,15 @@ class Signals:
         self.loop.attention[self] = None
 
     def settle(self):
-        """The end of a rest."""
+        """Called after a rest."""
         if self._socket.fileno() >= 0:
             watch_or_rest(self)
 
     def abort(self, error=None):
-        """An exception in a callback does not end the watching for signals."""
+        """Does nothing: signals stay watched whatever a callback raises."""
 
     def close(self):
-        """Puts the handlers back that were there before; a handler that was set by others meanwhile stays."""
+        """Restores the previous handlers, except those that others have replaced meanwhile."""
         for number, handler in self._handlers.items():
             if signal.getsignal(number) is wake:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,55 +1,48 @@
-"""A server's figures: counted in plain integers, and told over HTTP to Prometheus or in a few lines to a
-person.
+"""A server's figures: counters, exported over HTTP to Prometheus or as a few lines to a person.
 
-Counting is on the way of every request, so it costs an addition where it can: a counter is an attribute, and
-a
-histogram an array of fixed size in which a time's place is the length of its microseconds in bits. Names and
-units
-follow https://prometheus.io/docs/practices/naming/, the text is the exposition format 0.0.4.
+Counting happens on every request, so it has to be cheap: a counter is an attribute, and a histogram is a list
+whose index is the bit length of a time in microseconds. Names and units follow
+https://prometheus.io/docs/practices/naming/, the text is the exposition format 0.0.4.
 """
 
 import time
 
 from . import process
+from .loop import TIME_BUCKETS
 from .stream import Stream, listen
 
-CONNECTIONS_MOST = 8  # scrapes at once: a collector or two, each with a browser beside it; one more is closed
+CONNECTIONS_MOST = 8  # open at once: a collector or two and some browsers; further ones are closed
 REQUEST_MOST = 4096  # bytes of a request; browsers send under 1,000, collectors under 300
-REQUEST_SECONDS = 1.0  # from accept to the end of the answer
+REQUEST_SECONDS = 1.0  # seconds from accept to the end of the response
 
-BUCKETS = 64  # places of a histogram: more than any time has bits in its microseconds
-SHOWN = range(6, 25, 2)  # the places whose upper bounds are told: 64 us, 256 us, ... 16.8 s
-
-SUMMARY_WIDTH = 110  # characters of a line for a person, if one of its figures is not longer alone
+SHOWN = range(6, 25, 2)  # the exported buckets: up to 64 us, 256 us, ... 16.8 s
+SUMMARY_WIDTH = 110  # characters of a line for a person; a single longer figure may exceed it
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 
 
 class Histogram:
-    """How many times (seconds) fell into each of a fixed number of buckets, and their sum."""
+    """A histogram of times (seconds) with a fixed number of buckets, and their sum."""
 
     __slots__ = ("counts", "sum")
 
     def __init__(self, counts=None, seconds=0.0):
-        # counts[k]: from 2 ** (k - 1) to under 2 ** k microseconds; [0]: under one
-        self.counts = [0] * BUCKETS if counts is None else counts
+        # counts[k] is for times from 2 ** (k - 1) to below 2 ** k microseconds, counts[0] for those below 1.
+        self.counts = [0] * TIME_BUCKETS if counts is None else counts
         self.sum = seconds
 
     def add(self, seconds):
-        """Counts a time, which is not negative."""
+        """Counts a time, which must not be negative."""
         self.counts[int(seconds * 1e6).bit_length()] += 1
         self.sum += seconds
 
     def count(self):
-        """How many were counted."""
+        """The number of times counted (int)."""
         return sum(self.counts)
 
     def quantile(self, share):
-        """The upper bound (seconds) of the bucket in which this share (0 to 1) of the times is reached.
-
-        0 for none.
-        """
+        """The upper bound (seconds) of the bucket with this quantile (0 to 1); 0 if nothing was counted."""
         wanted, below = share * self.count(), 0
         for place, count in enumerate(self.counts):
             below += count
@@ -58,7 +51,7 @@ class Histogram:
         return 0.0
 
     def samples(self, name):
-        """Its lines: cumulative buckets, the sum, the count."""
+        """Its lines in the exposition format: cumulative buckets, sum and count."""
         total = self.count()
         lines = ['%s_bucket{le="%s"} %d' % (name, number(2 ** place / 1e6), sum(self.counts[:place + 1]))
                  for place in SHOWN]
@@ -67,29 +60,28 @@ class Histogram:
 
 
 class Counts(dict):
-    """A counter for each of the reasons or kinds that the program knows; it has no others."""
+    """A counter for each of a fixed set of names."""
 
     def __init__(self, *names):
         super().__init__(dict.fromkeys(names, 0))
 
     def text(self):
-        """The ones that are not 0, for a person."""
+        """The counters that are not 0, for a person."""
         return ", ".join("%d %s" % (count, name.replace("_", " ")) for name, count in self.items()
                          if count) or "none"
 
 
 def number(value):
-    """A number as text: whole ones without a fraction, others as short as they read back the same."""
+    """A number as text: integers without a fraction, others in their shortest exact form."""
     return "%d" % value if value == int(value) else repr(float(value))
 
 
 def render(families):
-    """The text (bytes) of [(name, kind, help, label, value)].
+    """The exposition text (bytes) of families [(name, kind, help, label, value)].
 
-    value is a number or a Histogram, and with a label a dict of numbers by the label's values. Those come
-    from tables
-    of the program and never from a client; a family whose value is None (the system cannot tell it) is left
-    out.
+    value is a number or a Histogram; with a label, it is a dict from the label's values to numbers. Label
+    values come from tables of this program, never from a client. A family whose value is None, because the
+    system does not tell it, is left out.
     """
     lines = []
     for name, kind, text, label, value in families:
@@ -109,14 +101,13 @@ def render(families):
 
 
 class Figures:
-    """The counters of one server. Everything that happens is an addition to one of its attributes."""
+    """The counters of one server. Whoever observes an event increments the attribute for it."""
 
     __slots__ = ("started", "accepted", "refused", "ended", "messages", "numbers", "bytes", "errors",
-                 "created", "purged",
-                 "store_requests", "store_times", "internal_errors")
+                 "created", "purged", "store_requests", "store_times", "internal_errors")
 
     def __init__(self, refusals, endings, errors, outcomes):
-        """Takes the names of all reasons and kinds that its labels may have, each a sequence of text."""
+        """The arguments are the possible values of each label (sequences of text)."""
         self.started = time.time()
         self.accepted = self.messages = self.numbers = self.bytes = 0
         self.created = self.purged = self.internal_errors = 0
@@ -126,23 +117,23 @@ class Figures:
         self.store_requests = Counts(*outcomes)
         self.store_times = Histogram()
 
-
     def count(self, size):
-        """Counts a reply of so many bytes."""
+        """Counts a reply of `size` bytes."""
         self.messages += 1
         self.bytes += size
 
 
 def families(figures, loop, connections, sequences, dropped):
-    """The families for `render`: connections and sequences (None where unknown) are how many there are
-    now."""
+    """The families for `render`.
+
+    connections and sequences are the current numbers (int); sequences is None if the store does not know.
+    """
     turns = Histogram(list(loop.turn_counts), loop.turn_seconds)
-    turns.counts[SHOWN[0]] += loop.turns - turns.count()  # the short ones
+    turns.counts[SHOWN[0]] += loop.turns - turns.count()  # the turns below SHORT_TURN
     return [
         ("numseq_connections", GAUGE, "Connections that are open.", None, connections),
         ("numseq_connections_accepted_total", COUNTER,
-         "Connections that were accepted, refused ones included.", None,
-         figures.accepted),
+         "Connections that were accepted, refused ones included.", None, figures.accepted),
         ("numseq_connections_refused_total", COUNTER, "Connections that were refused.", "reason",
          figures.refused),
         ("numseq_sessions_ended_total", COUNTER, "Sessions that have ended.", "reason", figures.ended),
@@ -165,8 +156,7 @@ def families(figures, loop, connections, sequences, dropped):
 
 
 def summary(families):
-    """The same for a person: a few lines (text), without what is 0 and without what the system does not
-    tell."""
+    """The families as a few lines for a person (list of text), without those that are 0 or unknown."""
     words = []
     for name, kind, _, label, value in families:
         name = name.replace("numseq_", "").replace("process_", "").replace("_total", "").replace("_", " ")
@@ -191,7 +181,6 @@ def summary(families):
 
 # ---- the process
 
-
 PROCESS = [
     ("process_resident_memory_bytes", GAUGE, "Physical memory that the process takes.", process.memory),
     ("process_open_fds", GAUGE, "Files that the process has open.", process.files_open),
@@ -202,7 +191,7 @@ PROCESS = [
 
 
 def process_families(started):
-    """The families of the process, which began at `started` (seconds since 1970)."""
+    """The families of the process, which was started at `started` (seconds since 1970)."""
     return [(name, kind, text, None, read()) for name, kind, text, read in PROCESS] + [
         ("process_start_time_seconds", GAUGE, "When the process began, in seconds since 1970.", None,
          started)]
@@ -210,10 +199,8 @@ def process_families(started):
 
 # ---- HTTP
 
-
 REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed",
-           431: "Request Header Fields Too Large",
-           503: "Service Unavailable"}
+           431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 HEAD_END = (b"\r\n\r\n", b"\n\n")
 
 
@@ -225,10 +212,7 @@ def response(status, body, content_type="text/plain; charset=utf-8", head_only=F
 
 
 def parse(data):
-    """(method, path) of a request (bytes) as bytes, None while its head is not complete.
-
-    Raises ValueError.
-    """
+    """(method, path), both bytes, of a request (bytes); None if its head is incomplete. Raises ValueError."""
     if not any(end in data for end in HEAD_END):
         return None
     method, target, version = data.splitlines()[0].split(b" ")
@@ -238,10 +222,9 @@ def parse(data):
 
 
 class Exporter:
-    """GET /metrics and GET /healthz on the server's own loop.
+    """Serves GET /metrics and GET /healthz on the server's loop.
 
-    figures() returns the families for `render`; trouble() returns None, or why the server is of no use now
-    (text).
+    figures() returns the families for `render`; trouble() returns why the server is unhealthy (text) or None.
     """
 
     def __init__(self, loop, figures, trouble):
@@ -270,7 +253,7 @@ class Exporter:
         return response(404, b"/metrics or /healthz\n", head_only=head_only)
 
     def close(self):
-        """Aborts what there is."""
+        """Closes the listeners and aborts all connections."""
         for listener in self._listeners:
             listener.close()
         for scrape in list(self.scrapes):
@@ -287,7 +270,7 @@ class Exporter:
 
 
 class Scrape:
-    """One connection of the Exporter's: one request, one answer."""
+    """One connection to the Exporter: one request and its response."""
 
     __slots__ = ("exporter", "stream", "_timer")
 

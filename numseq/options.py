@@ -5,7 +5,7 @@ import math
 import sys
 
 from . import console, protocol, signals, writer
-from .stream import PORT_MOST, parse_endpoint
+from .addresses import PORT_MOST, parse_endpoint
 from .version import __version__
 
 VERSION = "numseq " + __version__

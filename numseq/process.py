@@ -1,13 +1,12 @@
-"""The process as the system sees it: memory, files, processor time. What a system does not tell is None."""
+"""Memory, open files and processor time of this process. Values that the system does not tell are None."""
 
 import os
 
-# numbers of files that are tried one by one, where no folder lists those that are open
-FILES_LOOKED_AT = 1024
+FILES_LOOKED_AT = 1024  # file numbers to try one by one if the system does not list the open ones
 
 
 def memory():
-    """Bytes of physical memory that the process takes."""
+    """The resident memory of the process in bytes (int)."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -16,10 +15,10 @@ def memory():
 
 
 def files_open():
-    """How many files the process has open."""
+    """The number of open files (int)."""
     for folder in "/proc/self/fd", "/dev/fd":
         try:
-            return len(os.listdir(folder)) - 1  # less the one that reads the folder
+            return len(os.listdir(folder)) - 1  # without the one that reads the folder
         except OSError:
             pass
     return sum(map(_is_open, range(FILES_LOOKED_AT)))
@@ -34,7 +33,7 @@ def _is_open(number):
 
 
 def files_most():
-    """How many files the process may have open."""
+    """The limit of open files (int), or None."""
     try:
         most = os.sysconf("SC_OPEN_MAX")
     except (ValueError, OSError):
@@ -43,20 +42,20 @@ def files_most():
 
 
 def raise_files_most(wanted):
-    """Raises the soft limit of open files to `wanted`, or as near to it as the hard limit allows."""
+    """Raises the soft limit of open files to `wanted`, as far as the hard limit allows."""
     try:
         import resource
-    except ImportError:  # small builds lack it: what is allowed already has to do
+    except ImportError:  # small builds lack it: the limit stays as it is
         return
     try:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != resource.RLIM_INFINITY and soft < wanted:
             most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    except (OSError, ValueError):  # a sandbox forbids it
+    except (OSError, ValueError):  # forbidden, as in a sandbox
         pass
 
 
 def processor_seconds():
-    """Seconds of processor time that the process has taken."""
+    """The processor time that the process has used (seconds)."""
     return sum(os.times()[:2])

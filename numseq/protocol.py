@@ -1,13 +1,12 @@
-"""The protocol without I/O, one message at a time: bytes to messages and messages to bytes, both directions.
+"""The protocol, one message at a time: encodes and parses requests and replies, without I/O.
 
-Every byte string is a message, the beginning of one, or a ProtocolError that says what is wrong; nothing else
-is raised. Messages are bytes without their terminator, client ids are bytes in the case in which they were
-written.
+Every input is a message, the beginning of one, or raises ProtocolError; nothing else is raised. Messages are
+bytes without their terminator. Client ids are bytes in their original case.
 """
 
 from . import digits
 
-NUMBER_MOST = 100  # the numbers are 0 to this
+NUMBER_MOST = 100  # the numbers are 0 to 100
 N_MOST = 0xFFFF  # numbers of a sequence
 BATCH_MOST = 0xFFFF  # numbers of a batch
 ID_SHAPE = b"xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx"  # of a UUID; x is a hex digit
@@ -15,7 +14,7 @@ ID_SHAPE = b"xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx"  # of a UUID; x is a hex digi
 INIT, CONT, RECV, FIN = b"INIT", b"CONT", b"RECV", b"FIN"
 ACK, NUM, FAC, ERR = b"ACK", b"NUM", b"FAC", b"ERR"
 
-# The longest messages, with their terminators: longer ones are refused before their end has come.
+# The longest messages, with their terminators. Longer ones are refused before their end has arrived.
 LONGEST_REQUEST = len(b"INIT,%b,%d,%d;" % (ID_SHAPE, N_MOST, BATCH_MOST))
 LONGEST_INDEX = LONGEST_REQUEST - len(b"RECV,;")  # digits of a RECV's index, leading zeros included
 LONGEST_REPLY = len(b"NUM,") + len(b"100:") * N_MOST
@@ -23,7 +22,7 @@ LONGEST_REPLY = len(b"NUM,") + len(b"100:") * N_MOST
 NUMBER_BYTES = len(b"100:")  # of a number in a NUM, at most
 CHECKSUM_DIGITS = 32  # of an md5
 
-# What ERR says is wrong.
+# The texts of ERR.
 UNKNOWN_TYPE = "Unknown message type"
 NO_CONTENT = "%s takes no content"
 INVALID_ID = "Invalid client id"
@@ -44,7 +43,7 @@ STORE_FAILED = "The sequence cannot be kept now"
 
 
 class ProtocolError(Exception):
-    """A malformed or unexpected message. str() is what ERR says of it."""
+    """A malformed or unexpected message. str() is the text for the ERR."""
 
 
 # ---- messages
@@ -59,14 +58,14 @@ def encode(kind, *contents):
 
 
 def encode_error(what):
-    """The ERR (bytes) that says what is wrong (text)."""
+    """An ERR (bytes) with a text."""
     return encode(ERR, what.encode("ascii", "backslashreplace"))
 
 
 def find_end(data, start, longest, searched=0):
-    """The index of the terminator of the message that begins at start, or -1 where it has not come yet.
+    """The index of the terminator of the message that begins at start, or -1 if it has not arrived yet.
 
-    Bytes before `searched` are known to have none, so that a long message in small pieces is not searched
+    Bytes before `searched` are known to contain none, so that a long message in small pieces is not searched
     from its beginning each time. Raises ProtocolError for a message longer than `longest` bytes.
     """
     end = data.find(b";", searched if searched > start else start, start + longest)
@@ -76,7 +75,7 @@ def find_end(data, start, longest, searched=0):
 
 
 def parse_number(text, least, most):
-    """The number (int) in text (bytes): ASCII digits alone, from least to most. Raises ValueError."""
+    """The number (int) in text (bytes): only ASCII digits, from least to most. Raises ValueError."""
     if not text.isdigit():
         raise ValueError("not a number")
     number = int(text)
@@ -94,13 +93,13 @@ def is_id(text):
     return text.translate(_SHAPES) == ID_SHAPE
 
 
-# ---- what clients send
+# ---- requests
 
 
 def parse_request(message):
-    """(type, argument) of a client's message. Raises ProtocolError.
+    """(type, argument) of a request. Raises ProtocolError.
 
-    The argument of INIT is (id, n, batch), of CONT the id, of RECV the index (int), of FIN None.
+    The argument is (id, n, batch) for INIT, the id for CONT, the index (int) for RECV, None for FIN.
     """
     kind, comma, content = message.partition(b",")
     if kind not in _REQUESTS:
@@ -148,24 +147,21 @@ _REQUESTS = {INIT: _parse_init, CONT: _parse_cont, RECV: _parse_recv, FIN: _pars
 
 
 def encode_receives(first, last):
-    """The RECVs (bytes) of the batches from first up to last, which is not included."""
+    """The RECVs (bytes) for the batches first to last - 1."""
     return b"RECV,%d;" * (last - first) % tuple(range(first, last))
 
 
-# ---- what servers send
+# ---- replies
 
-# encode_batch(numbers) is the NUM (bytes) of a batch's numbers (bytes, one per number).
+# encode_batch(numbers) is the NUM (bytes) for the numbers of a batch (bytes, one per number).
 encode_batch = digits.writer(b"NUM,", b":", b";")
 
 
-# ---- what clients read
-
-
 def parse_reply(message):
-    """(type, content) of a server's message. Raises ProtocolError.
+    """(type, content) of a reply. Raises ProtocolError.
 
-    The content of NUM is its numbers (bytes, one per number), of FAC the checksum (text), of ERR what is
-    wrong (text), of ACK None.
+    The content is the numbers (bytes, one per number) for NUM, the checksum (text) for FAC, the text for ERR,
+    None for ACK.
     """
     kind, comma, content = message.partition(b",")
     if kind not in _REPLIES:
@@ -201,5 +197,5 @@ _PRINTABLE = bytes(i if 32 <= i < 127 else ord("?") for i in range(256))
 
 
 def printable(data):
-    """Bytes from a peer as text that is safe to print: without control characters."""
+    """Bytes from a peer as text that is safe to print, without control characters."""
     return bytes(data).translate(_PRINTABLE).decode("ascii")

@@ -1,15 +1,15 @@
-"""RESP2, the protocol of Redis and Valkey: commands to bytes, bytes to replies. No I/O.
+"""RESP2, the protocol of Redis and Valkey: encodes commands and parses replies, without I/O.
 
-Parsing is total: every byte string is a reply, the beginning of one, or a RespError; nothing else is raised.
-Arrays are errors, because none of the commands that numseq sends is answered with one.
+Every input is a reply, the beginning of one, or raises RespError; nothing else is raised. Arrays raise it
+too, because no command that numseq sends is answered with one.
 """
 
-LINE_MOST = 1024  # bytes of a line without its end; an error message with a key and an address in it has 200
+LINE_MOST = 1024  # bytes of a line without CRLF; an error message with a key and an address has 200
 BULK_MOST = 4096  # bytes of a bulk string; the longest value that numseq writes has 130
-DIGITS_MOST = 19  # of a number: those of a signed 64-bit integer
+DIGITS_MOST = 19  # of a number: enough for signed 64-bit integers
 
-# A reply is a tuple (type, value): the value is bytes of a status, an error and a bulk string, an int of an
-# integer, and None of what is not there.
+# A reply is a tuple (type, value). The value is bytes for a status, an error or a bulk string, an int for an
+# integer, and None for NULL.
 STATUS, ERROR, INTEGER, BULK = "status", "error", "integer", "bulk"
 OK = (STATUS, b"OK")
 PONG = (STATUS, b"PONG")
@@ -19,19 +19,18 @@ _END = b"\r\n"
 
 
 class RespError(Exception):
-    """What is wrong with the bytes that a server sent."""
+    """A server's bytes that are not a valid reply; str() says what is wrong."""
 
 
 def encode(*parts):
-    """A command (bytes) of its name and arguments (each bytes)."""
+    """A command (bytes) from its name and arguments (each bytes)."""
     return b"*%d\r\n" % len(parts) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
 
 
 def parse(data, start=0):
-    """(reply, where it ends) of the reply that begins at start in data (bytes or bytearray).
+    """(reply, its end) for the reply that begins at start in data (bytes or bytearray); None if incomplete.
 
-    Returns None where its end is not there yet. Raises RespError for what is no reply, or a longer one than
-    allowed, before its end is seen.
+    Raises RespError for anything else, and for a reply above the limits before it is complete.
     """
     end = data.find(_END, start, start + LINE_MOST + len(_END) + 1)
     if end < 0:
@@ -46,12 +45,12 @@ def parse(data, start=0):
 
 
 def error_code(message):
-    """The first word (bytes) of an error's message: ERR, LOADING, WRONGTYPE ..."""
+    """The first word (bytes) of an error message: ERR, LOADING, WRONGTYPE ..."""
     return message.partition(b" ")[0]
 
 
 def _number(text):
-    """The integer that a line's text is."""
+    """The integer in a line's text (bytes). Raises RespError."""
     digits = text[1:] if text[:1] == b"-" else text
     if not digits.isdigit() or len(digits) > DIGITS_MOST:
         raise RespError("%a is not a number" % text[:DIGITS_MOST + 1])

@@ -1,27 +1,27 @@
-"""From a seed to the numbers of a sequence, and their checksum. Nothing else knows how numbers are drawn."""
+"""The numbers of a sequence, drawn from its seed, and their checksum. Only this module knows how."""
 
 import os
 
 from . import digits
 
-# The version of the way in which numbers are drawn. A store that outlives a server keeps it with each record,
-# so that a server that draws in another way refuses the sequence instead of handing out other numbers.
+# The version of the way in which numbers are drawn. Stores that outlive a server keep it with each record, so
+# that a server that draws differently refuses the sequence instead of sending other numbers.
 DRAWING = 1
 
-SEED_BYTES = 16  # of an unpredictable seed: as much as an id has, so that neither is easier to guess
-DRAW_WORDS = 1024  # generator words drawn at once: 8 times as many are no faster, and cost more memory
+SEED_BYTES = 16  # of an unpredictable seed: as many as an id has, so that neither is easier to guess
+DRAW_WORDS = 1024  # generator words drawn at once: 8 times as many are no faster and take more memory
 
-BLOCK = 1024  # numbers drawn together, 8 us: twice as many save 3 % of a whole sequence and double that
-RATE = 168  # bytes that SHAKE128 makes at a time
-RATE_NUMBERS = 128  # numbers that RATE bytes nearly always contain; 132.6 on average
-# Numbers per slice of many up to which all are read first: reading 16 cache lines in a row takes no longer
-# than waiting for one at random. A tenth of the time where 16 clients of 65,535 numbers share a cache of 1
-# MiB.
+BLOCK = 1024  # numbers drawn together, in 8 us; 2,048 save 3 % of a whole sequence, but take twice as long
+RATE = 168  # bytes per step of SHAKE128
+RATE_NUMBERS = 128  # numbers that RATE bytes nearly always yield; 132.6 on average
+# Numbers per requested slice up to which the whole sequence is first read in order, into the cache: reading
+# 16 cache lines in order takes no longer than one at random. This saves a tenth of the time per request with
+# 16 clients of 65,535 numbers each and a cache of 1 MiB.
 READ_AHEAD = 1024
-CHECKSUM_STEP = 8192  # numbers of one step of a checksum: 0.3 ms, with drawing them
+CHECKSUM_STEP = 8192  # numbers per step of a checksum: 0.3 ms, drawing included
 
-# randint(0, 100) takes the top 7 bits of a generator's word, and the next word where they are over 100. So
-# the top byte of each word, without those of 202 and over, and halved, gives the same numbers.
+# randint(0, 100) takes the top 7 bits of a generator's word, or of the next word if they are above 100. So
+# taking the top byte of each word, dropping those from 202 on and halving the rest gives the same numbers.
 _HALVES = bytes(i // 2 for i in range(256))
 _OVER = bytes(range(202, 256))
 
@@ -29,15 +29,15 @@ _text = digits.writer(b"", b", ", b"")
 
 
 def unpredictable_seed():
-    """A seed (bytes) that nobody can guess. Raises OSError where the system has no random bytes now."""
-    return os.urandom(SEED_BYTES)  # 1 us; a pool of them would be shared by threads
+    """A seed (bytes) that nobody can guess. Raises OSError if the system has no random bytes."""
+    return os.urandom(SEED_BYTES)  # 1 us; a pool of seeds would have to be safe for threads
 
 
 def draw(seed, first, last):
-    """The numbers first to last - 1 of a seed's sequence (bytes, one a number), the same at every call.
+    """The numbers first to last - 1 of a seed's sequence (bytes, one per number), the same at every call.
 
-    A text seed gives those of randint(0, 100) on random.Random(seed), which has to draw all before them.
-    A bytes seed gives blocks that do not depend on each other; nobody can tell one number from others.
+    A text seed gives those of randint(0, 100) on random.Random(seed), for which all before them are drawn.
+    A bytes seed gives independent blocks, in which no number can be predicted from others.
     """
     if isinstance(seed, str):
         return _words(seed, last)[first:]
@@ -50,11 +50,11 @@ def draw(seed, first, last):
 
 
 def _words(seed, count):
-    """The first numbers of random.Random(seed), drawn in bulk instead of one by one.
+    """The first `count` numbers of random.Random(seed) (bytes), drawn in bulk; the same on every version.
 
-    A seventeenth of the time of randint on 3.11, a fiftieth on 3.6; the same on every version.
+    Takes a seventeenth of randint's time on Python 3.11, a fiftieth on 3.6.
     """
-    import random  # for TEST_MODE alone: a millisecond and 0.4 MB of the others' start
+    import random  # only for TEST_MODE: it would add a millisecond and 0.4 MB to every start
 
     draw_bits = random.Random(seed).getrandbits
     numbers = bytearray()
@@ -65,9 +65,10 @@ def _words(seed, count):
 
 
 def draw_block(seed, number, count):
-    """The first `count` numbers of a block: bytes of SHAKE128 (FIPS 202) of the seed and the block's number.
+    """The first `count` numbers (bytes) of a block.
 
-    Bytes of 202 and over are skipped, the others halved. The number is two bytes, big-endian.
+    They come from SHAKE128 (FIPS 202) of the seed and the block's number (two bytes, big-endian): bytes from
+    202 on are skipped, the others halved.
     """
     stream = _shake_128(seed + number.to_bytes(2, "big"))
     rounds = -(-count // RATE_NUMBERS)
@@ -79,41 +80,40 @@ def draw_block(seed, number, count):
 
 
 class Numbers:
-    """The numbers of one sequence, drawn in blocks as they are asked for, and kept."""
+    """The numbers of one sequence: drawn in blocks on demand, and kept."""
 
     __slots__ = ("_seed", "_n", "_blocks", "_whole")
 
     def __init__(self, seed, n):
         self._seed = seed
         self._n = n
-        self._blocks = {}  # from number to block (bytes), of those that are drawn; None once all are
+        self._blocks = {}  # from number to drawn block (bytes); None once all are drawn
         self._whole = None  # all numbers (bytes), once all blocks are drawn
         if n <= BLOCK or isinstance(seed, str):
             self._whole, self._blocks = draw(seed, 0, n), None
 
     def slice(self, first, last):
-        """The numbers first to last - 1 (bytes), as far as there are any."""
+        """The numbers first to last - 1 (bytes), fewer at the end of the sequence."""
         if self._whole is not None:
             return self._whole[first:last]
         piece, offset = self._piece(first, last)
         return piece[first - offset:last - offset]
 
     def slices(self, places, size):
-        """A list of `slice(place, place + size)` for many places."""
+        """The list of `slice(place, place + size)` for many places."""
         whole = self._whole
         if whole is not None:
             if len(whole) <= READ_AHEAD * len(places):
-                whole.find(digits.MARK)  # it is not there, so this reads all of them in order, into the cache
+                whole.find(digits.MARK)  # never found: this only reads all numbers into the cache
             return [whole[place:place + size] for place in places]
         first, last = min(places), max(places) + size
-        # not a run in order: most of what is between is not asked for
-        if last - first > 2 * size * len(places):
+        if last - first > 2 * size * len(places):  # scattered: most numbers in between were not requested
             return [self.slice(place, place + size) for place in places]
         piece, offset = self._piece(first, last)
         return [piece[place:place + size] for place in [place - offset for place in places]]
 
     def _piece(self, first, last):
-        """(numbers of the blocks that have the numbers first to last - 1, where these blocks begin)."""
+        """(the joined blocks that contain the numbers first to last - 1, the place of their first number)."""
         blocks, count = self._blocks, -(-self._n // BLOCK)
         numbers = range(first // BLOCK, min(-(-last // BLOCK), count))
         for number in numbers:
@@ -127,11 +127,11 @@ class Numbers:
 
 
 def checksum_steps(read, n):
-    """A generator of the checksum (bytes), and of None before it for every step but the last.
+    """Computes a checksum in steps: yields None after each step but the last, then the checksum (bytes).
 
-    It spreads the work of a long sequence over several turns of the loop. The checksum is the md5 of the text
-    of the list of the numbers: of `[6, 41, 81]` for 6, 41, 81. read(first, last) gives the numbers first to
-    last - 1 (bytes or bytearray).
+    The steps spread the work for a long sequence over several turns of the loop. The checksum is the md5 of
+    the numbers as the text of a list: `[6, 41, 81]` for 6, 41, 81. read(first, last) returns the numbers
+    first to last - 1 (bytes or bytearray).
     """
     md5 = _md5(b"[")
     for first in range(0, n, CHECKSUM_STEP):
@@ -151,10 +151,10 @@ def checksum(numbers):
 
 
 def _from_hashlib(name):
-    """A hash function of hashlib, which also loads OpenSSL (3.6 MB): for builds without their own.
+    """A hash function of hashlib, for builds without their own. hashlib also loads OpenSSL (3.6 MB).
 
-    FIPS builds refuse hashlib.md5 unless it is said not to be for security, which it is not: the protocol
-    names it as the checksum. Before 3.9 there is no such argument.
+    FIPS builds refuse hashlib.md5 without usedforsecurity=False, which Python before 3.9 does not have. The
+    protocol uses md5 as a checksum only.
     """
     import hashlib
 

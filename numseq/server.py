@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The server: keeps each client's sequence for a while, and sends it over connections that drop.
+"""The server: keeps each client's sequence for a while and sends it over connections that drop.
 
     python numseq/server.py 5000
 """
@@ -28,6 +28,7 @@ import sys
 import types
 
 from . import console, early, process, protocol, sequence
+from .addresses import PORT_MOST, format_endpoint
 from .budget import Budget
 from .checksums import Checksums
 from .loop import OUTPUT_HIGH, READ_SIZE, Loop
@@ -35,43 +36,39 @@ from .metrics import Exporter, Figures, families, summary
 from .session import ENDINGS, ERRORS, LAST_WORD, Farewell, Session
 from .store import ANSWERED, CLIENTS_MOST, EXISTS, FAILED, FULL, MISSING, RETENTION, SHARED
 from .store import Requests, from_url, scheme_of
-from .stream import LINGER_SECONDS, PORT_MOST, Listener, close_file, listen
+from .stream import LINGER_SECONDS, Listener, close_file, listen
 from .supervisor import BadActivation, Supervisor, listening_sockets
 
-SESSION_TIMEOUT = 1.0  # seconds a connection lives from its accept
-CONNECTIONS_MOST = 16384  # at once, where the limit of open files allows it: 1,500 bytes each, 25 MB
-MESSAGES_MOST = 1024  # requests of a connection answered per turn: 2 ms at the slowest
-# beside those open at the start: selector, signals, listeners and their spares, figures, the store
-FILES_RESERVED = 24
-FEW_CONNECTIONS = 1024  # where the limit of open files allows less than this, it is said at the start
-# connections that linger without a place: above the limit and told so, or finished; more are closed
-FAREWELLS_MOST = 32
-DRAIN_SECONDS = 1.0  # in which those who had connected before a signal are accepted
-# the soft limit is raised to this; 40 inherited
-WANTED_FILES = CONNECTIONS_MOST + FAREWELLS_MOST + FILES_RESERVED + 40
-MAPPED = b"\0" * 10 + b"\xff\xff"  # how IPv4 addresses begin that came to an IPv6 socket
-COMPLAINTS_MOST = 64  # texts whose repetition is held back
-COMPLAINT_SECONDS = 60.0  # before the same complaint is written again
-RELEASE_AGAIN_SECONDS = 1.0  # after a release for which there was no memory
-# how long a failure of the store makes the server unhealthy, unless an answer comes
-STORE_TROUBLE_SECONDS = 10.0
+SESSION_TIMEOUT = 1.0  # seconds that a connection may live, from its accept
+CONNECTIONS_MOST = 16384  # open at once, if the limit of open files allows it: 1,500 bytes each, 25 MB
+MESSAGES_MOST = 1024  # requests answered per connection and turn: 2 ms at the slowest
+FILES_RESERVED = 24  # files for the selector, signals, listeners and their spares, metrics and the store
+FEW_CONNECTIONS = 1024  # warn at the start if the limit of open files allows fewer connections
+FAREWELLS_MOST = 32  # connections that linger beyond the limit (refused or finished); more are closed at once
+DRAIN_SECONDS = 1.0  # after a signal, how long connections already in the backlog are accepted
+WANTED_FILES = CONNECTIONS_MOST + FAREWELLS_MOST + FILES_RESERVED + 40  # soft limit wanted; 40 inherited
+MAPPED = b"\0" * 10 + b"\xff\xff"  # prefix of an IPv4 address on an IPv6 socket
+COMPLAINTS_MOST = 64  # different complaints remembered to hold back repetitions
+COMPLAINT_SECONDS = 60.0  # seconds before the same complaint is written again
+RELEASE_AGAIN_SECONDS = 1.0  # seconds until a release that ran out of memory is repeated
+STORE_TROUBLE_SECONDS = 10.0  # how long a failure of the store counts as trouble, unless it answers again
 
-# Why a connection was refused.
+# The reasons for refusing a connection.
 OVER_LIMIT, OVER_ADDRESS_LIMIT, NO_FILES, NO_MEMORY, UNWATCHED = (
     "limit", "limit_of_its_address", "no_files", "no_memory", "not_watched")
 REFUSAL_REASONS = OVER_LIMIT, OVER_ADDRESS_LIMIT, NO_FILES, NO_MEMORY, UNWATCHED
 
-# bytes of numbers kept for connections, one byte each; beyond, the oldest are dropped. Sequences of one block
-# do not count: CONNECTIONS_MOST of them are 17 MB
+# Bytes of drawn numbers kept for all connections; above it, the oldest are dropped and drawn again on demand.
+# Sequences of one block are not counted: CONNECTIONS_MOST of them are 17 MB.
 DRAWN_MOST = 32 * 1024 * 1024
 
 
 class Server:
-    """Accepts connections on the loop, and gives each a Session.
+    """Accepts connections on the loop and gives each a Session.
 
-    tell(text), if given, gets a line for each event of a connection; complain(text) one for what an operator
-    has to
-    know, at most once in COMPLAINT_SECONDS for the same text.
+    tell(text), if given, is called with a line for each event of a connection. complain(text), if given, is
+    called with a line for each problem that an operator should know of; the same line comes at most once in
+    COMPLAINT_SECONDS.
     """
 
     def __init__(self, loop, store, tell=None, session_timeout=SESSION_TIMEOUT, connections_most=None,
@@ -91,26 +88,26 @@ class Server:
         self.draining = False
         self._listeners = []
         self._test_mode = test_mode
-        self._drawn = {}  # from session to bytes of its numbers, in the order in which they were drawn
+        self._drawn = {}  # from session to the size of its drawn numbers (bytes), oldest first
         self._drawn_bytes = 0
         self._per_address_most = connections_per_address
-        self._addresses = {}  # from session to its peer's address, where that is needed
-        self._per_address = {}  # from the key of an address to how many sessions it has
+        self._addresses = {}  # from session to its peer's address, if `tell` or the limit needs it
+        self._per_address = {}  # from address_key() to the number of sessions
         self._complain = complain
-        self._complained = {}  # from text to when it was written; as many as there are kinds of errors
-        self._store_failed = None  # when the store failed last, unless it has answered since
+        self._complained = {}  # from text to when it was last written; at most COMPLAINTS_MOST
+        self._store_failed = None  # when the store last failed, None if it has answered since
 
     # ---- listening
 
     def listen(self, host, port, reuse_port=False):
         """Listens on every address of host (text, ASCII) and port; returns the addresses. Raises OSError.
 
-        With reuse_port, other servers may listen there too.
+        With reuse_port, other servers may listen on the same port.
         """
         return self._listen_on(listen(self.loop, host, port, self._accepted, self._left_out, reuse_port))
 
     def listen_on(self, sockets):
-        """Accepts from sockets that listen already; returns their addresses."""
+        """Accepts connections from sockets that already listen; returns their addresses."""
         return self._listen_on([Listener(self.loop, each, self._accepted) for each in sockets])
 
     def _listen_on(self, listeners):
@@ -124,10 +121,9 @@ class Server:
         self.complain("not listening on %s: %s" % (endpoint(address), error.strerror))
 
     def drain(self):
-        """Accepts those who have connected, then no more; lets the sessions end within their time; stops the
-        loop.
+        """Ends the server: accepts the backlog, lets all sessions end within their time, stops the loop.
 
-        Called again, it stops the loop at once.
+        A second call stops the loop at once.
         """
         if self.draining:
             self.loop.stop()
@@ -137,19 +133,19 @@ class Server:
             listener.finish()
         if any(listener.is_open for listener in self._listeners):
             self.loop.call_later(DRAIN_SECONDS, self._close_listeners)
-        # Whatever goes wrong meanwhile, the end comes.
+        # The last resort, if something goes wrong meanwhile.
         self.loop.call_later(DRAIN_SECONDS + self.session_timeout + LINGER_SECONDS, self.loop.stop)
         self.stop_if_drained()
 
     def close(self):
-        """Aborts all connections, and closes the listeners and the store."""
+        """Aborts all connections and closes the listeners and the store."""
         self._close_listeners()
         for session in list(self.sessions) + list(self.farewells):
             session.stream.abort()
         self.store.close()
 
     def stop_if_drained(self):
-        """Stops the loop if the server accepts no more and nothing is left to finish."""
+        """Stops the loop if the server is draining, and all sessions and store requests have ended."""
         if self.draining and not (self.sessions or self.farewells or self.requests.in_flight):
             if not any(listener.is_open for listener in self._listeners):
                 self.loop.stop()
@@ -168,13 +164,12 @@ class Server:
         if self.tell or self._per_address_most:
             try:
                 address = connection.getpeername()
-            except OSError:  # reset already
+            except OSError:  # the peer has reset the connection already
                 connection.close()
                 return
         if len(self.sessions) >= self.connections_most:
             self._refuse(connection, OVER_LIMIT, address)
-        elif self._per_address_most and self._per_address.get(address_key(address),
-                                                              0) >= self._per_address_most:
+        elif self._per_address_most and self._is_address_full(address):
             self._refuse(connection, OVER_ADDRESS_LIMIT, address)
         else:
             try:
@@ -193,6 +188,9 @@ class Server:
                 session.stream.abort()
                 raise
 
+    def _is_address_full(self, address):
+        return self._per_address.get(address_key(address), 0) >= self._per_address_most
+
     def _remember(self, session, address):
         self._addresses[session] = address
         if self._per_address_most:
@@ -207,12 +205,12 @@ class Server:
             try:
                 Farewell(self, connection)
                 return
-            except OSError:  # it cannot be watched either
+            except OSError:  # the selector cannot watch it
                 pass
         close_file(connection)
 
     def _no_files(self, connection):
-        """The last word to a connection for which there is no file left."""
+        """Called by a Listener for a connection that comes when the process is out of files."""
         self.figures.accepted += 1
         self.figures.refused[NO_FILES] += 1
         connection.send(LAST_WORD)
@@ -221,7 +219,7 @@ class Server:
         self.complain("cannot accept connections for now: %s" % (error or type(error).__name__))
 
     def complain(self, text):
-        """Writes a line for an operator, unless the same was written a short time ago. Never raises."""
+        """Writes a line for an operator, unless the same line was written recently. Never raises."""
         try:
             now = self.loop.now
             if self._complain and now - self._complained.get(text, -COMPLAINT_SECONDS) >= COMPLAINT_SECONDS:
@@ -229,11 +227,11 @@ class Server:
                     self._complained.clear()
                 self._complained[text] = now
                 self._complain(text)
-        except MemoryError:  # it is told another time
+        except MemoryError:
             pass
 
     def report(self, error):
-        """Counts and tells an exception that nobody expected. Never raises."""
+        """Counts an uncaught exception and writes a complaint. Never raises."""
         self.figures.internal_errors += 1
         if isinstance(error, MemoryError):
             self.complain("out of memory: connections are dropped")
@@ -242,17 +240,17 @@ class Server:
         else:
             self.complain("internal error: %s" % where_raised(error))
 
-    # ---- how it is doing
+    # ---- health and figures
 
     def status(self):
-        """How it is doing, in a line (text)."""
+        """The state of the server in one line (text)."""
         kept = self._sequences()
         return "%s%d connections of at most %d%s" % (
             "ending; " if self.draining else "", len(self.sessions), self.connections_most,
             "" if kept is None else ", %d sequences" % kept)
 
     def trouble(self):
-        """Why clients should go elsewhere now (text), or None."""
+        """Why the server is unhealthy (text), or None."""
         if self.draining:
             return "ending"
         if self._store_failed is not None and self.loop.now - self._store_failed < STORE_TROUBLE_SECONDS:
@@ -262,15 +260,15 @@ class Server:
     def _sequences(self):
         try:
             return len(self.store)
-        except TypeError:  # a store that others share does not know
+        except TypeError:  # the store has no len()
             return None
 
     def families(self, dropped):
-        """Its figures, for metrics.render and metrics.summary; dropped is how many lines of output were."""
+        """The figures for metrics.render and metrics.summary; dropped is the number of dropped lines."""
         return families(self.figures, self.loop, len(self.sessions) + len(self.farewells), self._sequences(),
                         dropped)
 
-    # ---- the store's answers
+    # ---- for the store's requests
 
     def _store_answered(self):
         if self.draining:
@@ -284,11 +282,11 @@ class Server:
     # ---- for sessions
 
     def seed(self, client_id):
-        """The seed of a new sequence; in TEST_MODE it follows from the client id."""
+        """A seed for a new sequence: random bytes, or in TEST_MODE the client id as text."""
         return client_id.decode("ascii") if self._test_mode else sequence.unpredictable_seed()
 
     def drawn(self, session, size):
-        """Bounds the memory of drawn numbers: beyond it, the session that drew first drops its numbers."""
+        """Called when a session draws its numbers: above DRAWN_MOST, the oldest sessions drop theirs."""
         if size <= sequence.BLOCK:
             return
         self._drawn[session] = size
@@ -299,24 +297,24 @@ class Server:
             self._drawn_bytes -= self._drawn.pop(first)
 
     def opened(self, session):
-        """A session has its sequence open."""
+        """Called when a session has opened its sequence."""
         if self.tell:
             self.tell("%s %s: open" % (endpoint(self._addresses.get(session)), session))
 
     def finished(self, session):
-        """A session has its checksum: frees its place at once. Returns whether its connection may linger."""
+        """Called when a session has sent its checksum: frees its place; returns whether it may linger."""
         self.farewells.add(session)
         self.ended(session)
         return len(self.farewells) <= FAREWELLS_MOST
 
     def left(self, farewell):
-        """A connection has closed that had no place any more."""
+        """Called when the connection of a Farewell or of a finished session has closed."""
         self.farewells.discard(farewell)
         if self.draining:
             self.stop_if_drained()
 
     def ended(self, session):
-        """A session's connection is over: frees its place, and releases its record."""
+        """Called when a session has ended: frees its place and releases its record."""
         self.sessions.discard(session)
         self._drawn_bytes -= self._drawn.pop(session, 0)
         self.figures.ended[session.phase] += 1
@@ -336,13 +334,12 @@ class Server:
     def _release(self, client_id):
         try:
             self.requests.release(client_id)
-        except MemoryError:  # later: a record that is never released is never forgotten
+        except MemoryError:  # try again later: a record that is never released is never forgotten
             self.loop.call_later(RELEASE_AGAIN_SECONDS, lambda: self._release(client_id))
 
 
 def where_raised(error):
-    """The type of an exception and where it was raised (text), without what it says, which may name a
-    client."""
+    """Type and place of an exception (text). Its message is left out, because it may name a client."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
@@ -353,8 +350,7 @@ def where_raised(error):
 
 
 def address_key(address):
-    """What a limit per address counts by: an IPv4 address, or the first 64 bits of an IPv6 one, which one
-    host has."""
+    """The key to count an address by: an IPv4 address, or the /64 of an IPv6 one, which one host has."""
     host = address[0].partition("%")[0]
     if ":" not in host:
         return host
@@ -369,7 +365,7 @@ def endpoint(address):
     host, port = address[:2]
     if len(address) == 4 and address[3] and "%" not in host:
         host += "%" + interface(address[3])
-    return ("[%s]:%d" if ":" in host else "%s:%d") % (host, port)
+    return format_endpoint(host, port)
 
 
 def interface(number):
@@ -381,7 +377,7 @@ def interface(number):
 
 
 def connections_limit(loop):
-    """How many connections the limit of open files allows at once, beside the other files."""
+    """How many connections the limit of open files allows, beside the files already open or reserved."""
     files = process.files_most() or WANTED_FILES
     files = min(files, loop.poller.file_limit or files) - process.files_open()
     return max(1, min(files - FILES_RESERVED - FAREWELLS_MOST, CONNECTIONS_MOST))
@@ -392,7 +388,7 @@ def connections_limit(loop):
 DESCRIPTION = "Keeps sequences of numbers and sends them over connections that drop.\n" \
               "With TEST_MODE in the environment, a sequence follows from the client's id."
 
-STORE_VARIABLE = "NUMSEQ_STORE"  # in the environment: a list of processes shows no password of it
+STORE_VARIABLE = "NUMSEQ_STORE"  # environment variable: keeps a password out of the list of processes
 
 DEFAULTS = {
     "host": "127.0.0.1",
@@ -413,12 +409,9 @@ DEFAULTS = {
 
 
 def read_arguments(arguments, program):
-    """The settings (a namespace).
-
-    Where the arguments are wrong, ends the program with a line that says why.
-    """
+    """The settings (a namespace). Wrong arguments end the program with a message of one line."""
     if len(arguments) == 1:
-        try:  # a port alone, as on most devices: argparse would take a sixth of the start, and 1 to 2 MB
+        try:  # only a port, as on most devices: argparse would cost a sixth of the start and 1 to 2 MB
             port = protocol.parse_number(arguments[0].encode("ascii"), 0, PORT_MOST)
         except ValueError:
             pass
@@ -474,7 +467,7 @@ def parse_arguments(arguments, program):
 
 
 def make_store(settings, loop, forgotten, complain, environment):
-    """The store that the settings ask for. Raises ValueError where they are wrong, OSError where it fails."""
+    """The store for the settings. Raises ValueError if they are wrong, OSError if the store is unusable."""
     source, url = "--store", settings.store
     if url is None:
         source, url = STORE_VARIABLE, environment.get(STORE_VARIABLE) or "memory:"
@@ -578,13 +571,13 @@ def serve(settings, program, environment=os.environ):
 
 
 def connections(settings, loop):
-    """How many connections are allowed at once: as many as asked for, within the limit of open files."""
+    """The limit of connections: as wanted, or fewer if the limit of open files demands it."""
     limit = connections_limit(loop)
     return min(settings.connections or limit, limit)
 
 
 def few_connections(settings, loop):
-    """What to tell (text) where the limit of open files allows fewer connections than wanted, or None."""
+    """A warning (text) if the limit of open files allows fewer connections than wanted, or None."""
     limit = connections_limit(loop)
     if limit >= (settings.connections or min(FEW_CONNECTIONS, CONNECTIONS_MOST)):
         return None
@@ -593,9 +586,9 @@ def few_connections(settings, loop):
 
 
 def main(arguments=None, program=None):
-    """The command line (a list of text; by default the process's own); returns the exit status.
+    """Runs the server's command line (a list of text, by default sys.argv's); returns the exit status.
 
-    The process is the server's from here on: its signals too, and they are ignored when this returns.
+    Takes over the signals of the process; SIGTERM and SIGINT are ignored when it returns.
     """
     early.handle_signals()
     try:

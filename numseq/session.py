@@ -7,24 +7,24 @@ from .store import EXISTS, FAILED, FULL, MISSING, Record
 from .stream import Stream
 
 # The phases of a session.
-NEW = "new"  # neither INIT nor CONT has come yet
-ASKED = "asked"  # the store was asked for the sequence
-OPEN = "open"  # the sequence is there
-FINISHING = "finishing"  # FIN has come, and its checksum is being made
-# The last ones, which say how it ended.
-FINISHED = "finished"  # the checksum is written
-REFUSED = "refused"  # an ERR that ends the session is written
-TIME_IS_UP = "time is up"  # it was aborted at the end of its time
-CLOSED = "closed"  # the peer closed before its sequence was complete
+NEW = "new"  # waiting for INIT or CONT
+ASKED = "asked"  # waiting for the store
+OPEN = "open"  # the sequence is open
+FINISHING = "finishing"  # FIN was received, the checksum is being computed
+# The final phases, which name how the session ended.
+FINISHED = "finished"  # the FAC was written
+REFUSED = "refused"  # an ERR that ends the session was written
+TIME_IS_UP = "time is up"  # the session was aborted at its time limit
+CLOSED = "closed"  # the peer closed before FIN
 RESET = "reset"  # the peer reset the connection
-FAILED_INSIDE = "failed"  # the connection, or the server's own work for it, failed in another way
+FAILED_INSIDE = "failed"  # another error of the connection or of the server itself
 ENDINGS = (FINISHED, REFUSED, TIME_IS_UP, CLOSED, RESET, FAILED_INSIDE)
 
-ID_SHOWN = 8  # characters of an id that are shown
-COSTLY = 65536  # bytes of requests times numbers of a batch: from 0.5 ms on, they wait for the turn's budget
-COSTLY_BATCH = 1024  # numbers of a single batch that count against it
+ID_SHOWN = 8  # characters of a client id in logs
+COSTLY = 65536  # input bytes times batch size above which a run of requests (0.5 ms) needs the turn's budget
+COSTLY_BATCH = 1024  # batch size above which even a single request does
 
-# What ERR says of a store's refusal.
+# The ERR for each refusal of the store.
 REFUSALS = {
     EXISTS: protocol.ALREADY_EXISTS,
     MISSING: protocol.DOES_NOT_EXIST,
@@ -32,14 +32,13 @@ REFUSALS = {
     FAILED: protocol.STORE_FAILED,
 }
 
-
-# What ERR is counted as, besides the store's refusals.
+# Kinds of ERR in the figures, besides the store's refusals.
 NO_SUCH_BATCH, MALFORMED, TOO_MANY_CONNECTIONS = "no_such_batch", "malformed", "too_many_connections"
 ERRORS = tuple(REFUSALS) + (NO_SUCH_BATCH, MALFORMED, TOO_MANY_CONNECTIONS)
 
 
 class Session:
-    """One connection, and the sequence that it has open."""
+    """One connection and its open sequence: a state machine that answers requests."""
 
     __slots__ = ("server", "stream", "phase", "client_id", "record", "_numbers", "_run_most", "_cheap",
                  "_timer")
@@ -47,9 +46,9 @@ class Session:
     def __init__(self, server, connection):
         self.server = server
         self.phase = NEW
-        self.client_id = None  # bytes, once it is known
-        self.record = None  # the store's, while it is open here
-        self._numbers = None  # Numbers, once they are asked for
+        self.client_id = None  # bytes, from INIT or CONT on
+        self.record = None  # the store's Record, once the sequence is open
+        self._numbers = None  # Numbers, from the first request for some on
         self._timer = server.loop.call_later(server.session_timeout, self._time_is_up)
         try:
             self.stream = Stream(server.loop, connection, self)
@@ -60,7 +59,7 @@ class Session:
     # ---- called by the stream
 
     def received(self, stream):
-        """Answers the requests in the stream's input, as many as a turn may take."""
+        """Answers the requests in the stream's input, up to the limits of a turn."""
         if self.phase is OPEN:
             began = None
             if len(stream.input) > self._cheap:
@@ -94,7 +93,7 @@ class Session:
         if self.phase is FINISHED:
             self.server.left(self)
             return
-        self.server.checksums.drop(self)  # also where the time was up while a checksum was being made
+        self.server.checksums.drop(self)  # also if the time is up while the checksum is being computed
         if self.phase not in ENDINGS:
             if isinstance(error, (ConnectionResetError, BrokenPipeError)):
                 self.phase = RESET
@@ -120,7 +119,7 @@ class Session:
     # ---- requests
 
     def _answer_each(self, stream):
-        """Answers request by request; raises ProtocolError."""
+        """Answers the requests one by one. Raises ProtocolError."""
         data = bytes(stream.input)
         position = count = 0
         try:
@@ -140,7 +139,7 @@ class Session:
                 position = end + 1
                 count += 1
                 answer(self, argument)
-                if self.phase is not OPEN:  # the reply takes its time, or the session is over
+                if self.phase is not OPEN:  # waiting for the store or the checksum, or over
                     return
         finally:
             stream.input = data[position:]
@@ -153,7 +152,7 @@ class Session:
         self.phase = ASKED
         try:
             seed = self.server.seed(client_id)
-        except OSError:  # the system has no random bytes now
+        except OSError:  # no random bytes
             self._opened(None, FAILED)
             return
         self.server.requests.create(client_id, Record(seed, n, batch), self._created)
@@ -175,8 +174,8 @@ class Session:
             self.stream.pause()
 
     def _opened(self, record, refusal):
-        """The store's reply: at once, later, or after the client has gone."""
-        if self.phase is not ASKED:  # the client has gone
+        """Called with the store's reply: at once, later, or after the connection was closed."""
+        if self.phase is not ASKED:  # the connection was closed
             if record is not None:
                 self.server.requests.release(self.client_id)
         elif record is None:
@@ -184,7 +183,7 @@ class Session:
         else:
             self.record = record
             self.phase = OPEN
-            # Bytes of input up to which answering takes no part of the turn's budget; drawing first does.
+            # Bytes of input up to which answering needs no budget. -1 means always: numbers must be drawn.
             self._cheap = COSTLY // record.batch if record.n <= COSTLY_BATCH else -1
             self.write(protocol.ACK_MESSAGE)
             if self.stream.paused:
@@ -211,16 +210,15 @@ class Session:
             self.stream.pause()
 
     def finished(self, checksum):
-        """The checksum (bytes) is there."""
+        """Called with the checksum (bytes): sends the FAC and closes."""
         self.phase = FINISHED
         self.write(protocol.encode(protocol.FAC, checksum.hex().encode("ascii")))
         self._numbers = None
-        # It lingers: what a client says after FIN would otherwise reset the connection, and take the FAC
-        # away.
+        # The stream lingers: input after FIN would otherwise reset the connection and destroy the FAC.
         self.stream.close(expect_more=self.server.finished(self))
 
     def _refuse(self, what, kind):
-        """Ends the session with the ERR that says what is wrong (text), counted as one of ERRORS."""
+        """Ends the session with an ERR whose text is `what`; kind is the one of ERRORS to count."""
         self.phase = REFUSED
         self.server.figures.errors[kind] += 1
         self.write(protocol.encode_error(what))
@@ -229,19 +227,19 @@ class Session:
     # ---- numbers
 
     def _has_to_wait(self):
-        """Whether what comes next is costly, and the turn has no time left for that."""
+        """Whether the next request may be costly and the turn's budget is spent."""
         return (self.phase is OPEN and (self._numbers is None or self.record.batch > COSTLY_BATCH)
                 and self.record.n > COSTLY_BATCH and not self.server.budget.is_left())
 
     def slice(self, first, last):
-        """The numbers first to last - 1 of the sequence, as far as there are any."""
+        """The numbers first to last - 1 of the sequence (bytes), fewer at its end."""
         return (self._numbers or self._draw()).slice(first, last)
 
     def _draw(self):
-        """Makes the session's Numbers, which the server may have dropped since the last request."""
+        """Creates the session's Numbers, again if the server has dropped them since the last request."""
         n, batch = self.record.n, self.record.batch
         self._numbers = Numbers(self.record.seed, n)
-        # A run of RECVs fills the output to twice the high-water mark at most.
+        # A run of RECVs fills the output to at most twice the high-water mark.
         longest = batch * protocol.NUMBER_BYTES
         self._cheap = COSTLY // batch
         self._run_most = min(self.server.loop.output_high // longest + 1, self.server.messages_most, RUN_MOST)
@@ -249,29 +247,27 @@ class Session:
         return self._numbers
 
     def undraw(self):
-        """Drops the numbers that are drawn, because others need the memory."""
+        """Drops the drawn numbers, because other sessions need the memory."""
         self._numbers = None
         self._cheap = -1
 
     def __str__(self):
-        """Who it is, for a person: the id is a secret of the client's, its beginning is enough to find it
-        again."""
+        """The beginning of the client id, for logs: the whole id is the client's secret."""
         return "-" if self.client_id is None else self.client_id[:ID_SHOWN].decode("ascii")
 
 
-# What answers which request in which phase; a missing one is an error.
+# The method for each request, by phase; a missing request is an error.
 ANSWERS = {
     NEW: {protocol.INIT: Session._init, protocol.CONT: Session._cont},
     OPEN: {protocol.RECV: Session._recv, protocol.FIN: Session._fin},
 }
-UNEXPECTED = {NEW: protocol.TOO_EARLY, OPEN: protocol.TOO_LATE}  # what ERR says then
-
+UNEXPECTED = {NEW: protocol.TOO_EARLY, OPEN: protocol.TOO_LATE}  # the ERR for a missing request
 
 LAST_WORD = protocol.encode_error(protocol.TOO_MANY_CONNECTIONS)
 
 
 class Farewell:
-    """A connection above the limit: told so, and closed."""
+    """A connection above the limit: it gets an ERR and is closed."""
 
     __slots__ = ("server", "stream")
 

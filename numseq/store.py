@@ -1,63 +1,61 @@
-"""What a store of sequences promises, and how it is asked.
+"""The contract of a store of sequences, and the requests to it.
 
-A store keeps a Record for each client id (bytes) between connections. It has four methods, and answers
-through the callback `done`:
+A store keeps a Record for each client id (bytes) between connections. It has four methods, three of which
+answer through the callback `done`:
 
-    create(client_id, record, done)  creates the record unless there is one, and opens it:
+    create(client_id, record, done)  creates the record unless it exists, and opens it:
                                      done(record, None), or done(None, EXISTS | FULL | FAILED)
     open(client_id, done)            opens the record: done(record, None), or done(None, MISSING | FAILED)
     release(client_id, done)         undoes one create or one open: done()
-    close()                          gives back what the store holds of the loop and of the system
+    close()                          releases the store's timers, files and connections
 
-What every store promises:
+Every store promises:
 
-- `done` is called exactly once: at once or later, also after the client has gone; with FAILED at the latest
-  after ANSWER_SECONDS, or at `close()`.
-- FAILED and FULL pass: a client tries again. EXISTS and MISSING do not.
-- A record that nobody has open is kept for the retention, and then forgotten and announced: the store calls
-  forgotten(client_id). None is forgotten while a connection has it open.
+- `done` is called exactly once, immediately or later, even if the client has gone meanwhile. It is called
+  with FAILED after ANSWER_SECONDS at the latest, or at `close()`.
+- FAILED and FULL are temporary, so a client tries again. EXISTS and MISSING are final.
+- A record that no connection has open is kept for the retention, then forgotten and announced: the store
+  calls forgotten(client_id). A record is never forgotten while a connection has it open.
 
-`Requests` holds a store to the first of these, and counts what is in flight. tests/test_store.py has the
-suite that every store passes.
+`Requests` enforces the first promise and counts the requests in flight. tests/test_store.py has the suite
+that every store passes.
 """
 
 import collections
 
 RETENTION = 30.0  # seconds a record is kept after its last connection ended
 CLIENTS_MOST = 100 * 1000  # records kept at once: about 20 MB in memory
-# in which a store answers: half of a session, so that the client still hears of the failure
-ANSWER_SECONDS = 0.5
+ANSWER_SECONDS = 0.5  # limit of a store's reply: half a session, so that the client still hears of a failure
 
 EXISTS = "exists"
 MISSING = "missing"
 FULL = "full"
 FAILED = "failed"
 
-# All that a sequence can be made from again: the seed (bytes or text), how many numbers, the batch size.
+# What a sequence is made from: the seed (bytes or text), the count of numbers, the batch size.
 Record = collections.namedtuple("Record", ["seed", "n", "batch"])
 
-# What --store takes, by its scheme.
+# The forms of --store, by scheme.
 SCHEMES = {
     "memory": "memory:",
     "file": "file:PATH",
     "redis": "redis://HOST:PORT/DB",
     "redis+socket": "redis+socket:///PATH",
 }
-SHARED = frozenset(["redis", "redis+socket"])  # schemes of stores that several servers can have
+SHARED = frozenset(["redis", "redis+socket"])  # schemes of stores that servers can share
 
-# The states of a request; the second is also what one that was not refused came to.
+# The states of a request.
 WAITING = "waiting"
-ANSWERED = "answered"
+ANSWERED = "answered"  # also the outcome of a request that was not refused
 TIMED_OUT = "timed out"
 
 
 class Requests:
-    """Asks a store. Each request is answered exactly once, with FAILED after ANSWER_SECONDS.
+    """Sends requests to a store. Each gets exactly one reply, after ANSWER_SECONDS at the latest.
 
-    in_flight  how many requests the store has not answered yet (int)
-    answered   is called without arguments after each answer, late ones included
-    observed   is called with what each create and open came to, ANSWERED or a refusal, and how long it took
-    (seconds)
+    in_flight                   the number of requests in flight (int)
+    answered()                  called after each reply of the store, late ones included
+    observed(outcome, seconds)  called for each create and open; outcome is ANSWERED or a refusal
     """
 
     def __init__(self, loop, store, answered, observed=lambda outcome, seconds: None):
@@ -68,21 +66,21 @@ class Requests:
         self._observed = observed
 
     def create(self, client_id, record, done):
-        """Asks for a record to be created and opened: see the store's `create`."""
+        """Creates and opens a record: see the store's `create`."""
         request = _Request(self, client_id, done)
         request.ask(lambda: self._store.create(client_id, record, request.answer))
 
     def open(self, client_id, done):
-        """Asks for a record to be opened: see the store's `open`."""
+        """Opens a record: see the store's `open`."""
         request = _Request(self, client_id, done)
         request.ask(lambda: self._store.open(client_id, request.answer))
 
     def release(self, client_id):
-        """Has one create or open undone. Nobody waits for the answer, but it is in flight until then."""
+        """Undoes one create or open. Nobody waits for the reply, but until then it counts as in flight."""
         self.in_flight += 1
         try:
             self._store.release(client_id, self._released)
-        except Exception:  # no memory: nothing is in flight
+        except Exception:  # out of memory: the request was not made
             self.in_flight -= 1
             raise
 
@@ -106,10 +104,10 @@ class _Request:
         requests.in_flight += 1
 
     def ask(self, ask):
-        """Asks the store, and limits how long it may take, where it has not answered at once."""
+        """Calls the store; if it does not reply immediately, starts the timer."""
         try:
             ask()
-        except Exception:  # no memory: nothing is in flight
+        except Exception:  # out of memory: the request was not made
             if self._state is WAITING:
                 self._state = ANSWERED
                 self._requests.in_flight -= 1
@@ -118,14 +116,14 @@ class _Request:
             self._timer = self._requests._loop.call_later(ANSWER_SECONDS, self._time_is_up)
 
     def answer(self, record, refusal):
-        """What the store calls as `done`."""
+        """The `done` that the store calls."""
         requests, state = self._requests, self._state
         self._state = ANSWERED
         if state is WAITING:
             requests._loop.cancel(self._timer)
             self._finish(record, refusal)
         elif state is TIMED_OUT and record is not None:
-            requests.release(self._client_id)  # the client was told FAILED, so nobody has it open
+            requests.release(self._client_id)  # the session was told FAILED and has not opened the record
         requests._answered()
 
     def _time_is_up(self):
@@ -151,19 +149,18 @@ def scheme_of(url):
 
 def from_url(url, loop, forgotten, retention=RETENTION, clients_most=CLIENTS_MOST, session_timeout=1.0,
              drawing=1, complain=lambda text: None):
-    """The store that a URL (text) names. Nothing of the other stores is imported.
+    """The store for a URL (text). The modules of the other stores are not imported.
 
-        memory:                                                   in this process
-        file:PATH                                                 survives it
-        redis://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...][/DB] shared by servers
-        redis+socket://[USER:PASSWORD@]/PATH[?db=DB]              the same
+        memory:                                                   in the memory of this process
+        file:PATH                                                 in a file, which outlives the process
+        redis://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...][/DB] in Redis or Valkey, shared by servers
+        redis+socket://[USER:PASSWORD@]/PATH[?db=DB]              the same, over a Unix socket
 
-    forgotten(client_id) is called for each record that is forgotten. session_timeout is how long a
-    connection lives (seconds), drawing the version of the way in which this server draws numbers.
-    complain(text) takes a line for a person.
+    forgotten(client_id) is called for each forgotten record. retention and session_timeout are in seconds.
+    drawing is the version of this server's way to draw numbers. complain(text) takes a line for an operator.
 
-    Raises ValueError where the URL is wrong, and OSError where the store cannot be used. Both say why,
-    without the password.
+    Raises ValueError if the URL is wrong, and OSError if the store cannot be used. Both say why, without the
+    password.
     """
     scheme = scheme_of(url)
     rest = url[len(scheme) + 1:]
@@ -181,5 +178,5 @@ def from_url(url, loop, forgotten, retention=RETENTION, clients_most=CLIENTS_MOS
         return FileStore(rest, loop, forgotten, retention, clients_most, drawing, complain)
     from . import store_redis
 
-    return store_redis.RedisStore(store_redis.parse_url(url), loop, forgotten, retention, clients_most,
-                                  session_timeout, drawing, complain)
+    return store_redis.from_url(url, loop, forgotten, retention, clients_most, session_timeout, drawing,
+                                complain)

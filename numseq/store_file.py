@@ -1,12 +1,11 @@
-"""Records in a file: a server that was killed or upgraded goes on from it.
+"""Records in a file, which outlive a server that is killed or upgraded.
 
-The file is a table of slots of 64 bytes, of which the first is the header. Creating a sequence is one write
-of a free slot, before the client hears of it; forgetting it is one write of zeros. Nothing else is written:
-no log that has to be compacted, no rename, and no deadline, because after a start every record has its whole
-retention. A kill at any moment leaves at most one half-written slot; its checksum does not hold, so it is
-free.
+The file is a table of 64-byte slots; the first slot is the header. Creating a sequence writes a free slot
+before the client gets its ACK; forgetting it overwrites the slot with zeros. Nothing else is written: there
+is no log to compact, no rename, and no deadline, because after a start every record gets its whole retention
+again. A kill leaves at most one half-written slot. Its checksum is wrong, so the slot counts as free.
 
-Nothing is forced to the disk: a power cut may cost the last moments.
+Writes are not forced to the disk: a power cut may lose the most recent ones.
 """
 
 import array
@@ -23,29 +22,28 @@ from .store import CLIENTS_MOST, FAILED, RETENTION, Record
 from .store_memory import MemoryStore
 
 MAGIC = b"numseq store 1\n"
-SLOT_SIZE = 64  # bytes; slots are on a boundary of 64, so no sector or page has half of one
-SLOTS_MOST = 1 << 22  # slots of a file, 256 MB: a slot's number has 22 bits in memory
-READ_SLOTS = 4096  # slots of one read at the start: 256 KiB
-DAMAGED_SLOTS = 64  # slots left out where a read fails: 4 KiB, the block that a disk loses at once
-LOCK_SECONDS = 5.0  # how long a start waits for another server to end; one that drains takes a second or two
-LOCK_PAUSE = 0.05  # seconds between two tries
-ASIDE_MOST = 10  # foreign files put aside beside each other; none of them is ever replaced
-SEED_MOST = 24  # bytes of a seed, unless it is the client id
+SLOT_SIZE = 64  # bytes; divides sectors and pages, so that no slot crosses their boundaries
+SLOTS_MOST = 1 << 22  # slots of a file, 256 MB: in memory, a slot's number has 22 bits
+READ_SLOTS = 4096  # slots per read at the start: 256 KiB
+DAMAGED_SLOTS = 64  # slots skipped where a read fails: 4 KiB, the block size of disks
+LOCK_SECONDS = 5.0  # how long a start waits for another server to end; draining takes a second or two
+LOCK_PAUSE = 0.05  # seconds between two attempts
+ASIDE_MOST = 10  # foreign files that are put aside; none of them is ever replaced
+SEED_MOST = 24  # bytes of a seed other than the client id
 
 _HEADER = MAGIC.ljust(SLOT_SIZE, b"\0")
 _FREE = bytes(SLOT_SIZE)
 
-# A slot: kind, version of the drawing, n, batch, kind and length of the seed, number, client id, which
-# letters of the id are capitals, seed; then the CRC-32 of all of these.
+# A slot: kind, version of the drawing, n, batch, kind and length of the seed, serial number, client id,
+# a mask of the id's capital letters, seed; then the CRC-32 of all of these.
 _FIELDS = struct.Struct("<BBHHBBQ16sI24s")
 _CHECK = struct.Struct("<I")
-_CHECK_BEGIN = binascii.crc32(MAGIC)  # so that the CRC does not hold in files of other programs
-_RECORD = 1  # kind of a slot
+_CHECK_BEGIN = binascii.crc32(MAGIC)  # start value: no other program's file has valid CRCs by chance
+_RECORD = 1  # the kind of a slot
 SEED_BYTES, SEED_TEXT, SEED_IS_ID, SEED_FOREIGN = range(4)  # kinds of a seed; the last one in memory only
 
-# A record that nobody has open, in memory: deadline, n, batch; then the slot's number and the kind of the
-# seed in three bytes, and the seed. That is 31 bytes with an unpredictable seed: as an object 64, as in
-# MemoryStore.
+# A record in memory that no connection has open: deadline, n, batch; then the slot's index and the kind of
+# the seed in three bytes, and the seed. 31 bytes with a seed of 16, an object of 64 as in MemoryStore.
 _PACKED = struct.Struct("<dHH")
 _PLACE = slice(_PACKED.size, _PACKED.size + 3)
 
@@ -59,7 +57,7 @@ def pack(entry, deadline):
 
 
 def unpack(client_id, packed):
-    """The entry that was packed; nobody has it open."""
+    """The entry of a packed record, open in no connection yet."""
     _, n, batch = _PACKED.unpack_from(packed)
     place = place_of(packed)
     seed_kind = place & 3
@@ -67,12 +65,12 @@ def unpack(client_id, packed):
 
 
 def place_of(packed):
-    """The slot's number, four times, plus the kind of the seed."""
+    """A packed record's place (int): 4 * the slot's index + the kind of the seed."""
     return int.from_bytes(packed[_PLACE], "little")
 
 
 def seed_kind_of(client_id, seed):
-    """How a seed (bytes or text) is kept: TEST_MODE's is the client id, and needs no place of its own."""
+    """The kind of a seed (bytes or text). In TEST_MODE it is the client id, which is not stored twice."""
     if isinstance(seed, bytes):
         return SEED_BYTES
     return SEED_IS_ID if seed.encode("ascii") == client_id else SEED_TEXT
@@ -84,7 +82,7 @@ def seed_bytes(seed):
 
 
 def seed_of(client_id, seed_kind, seed):
-    """The seed as the record has it."""
+    """A record's seed (bytes or text) from its kind and its stored bytes."""
     if seed_kind == SEED_BYTES:
         return seed
     return (client_id if seed_kind == SEED_IS_ID else seed).decode("ascii")
@@ -93,11 +91,11 @@ def seed_of(client_id, seed_kind, seed):
 class FileStore(MemoryStore):
     """A MemoryStore with a copy of its records in a file.
 
-    drawing is the version (0 to 255) of the way in which this server draws numbers. A record of another
-    version is kept, but opening it FAILED. complain(text) takes a line for a person.
+    drawing is the version (0 to 255) of this server's way to draw numbers. A record of another version is
+    kept, but `open` answers FAILED for it. complain(text) takes a line for an operator.
 
-    Raises OSError where the file cannot be used, with the reason as strerror, and ValueError for too many
-    clients.
+    Raises OSError if the file cannot be used, with the reason as its strerror, and ValueError if clients_most
+    is too large.
     """
 
     def __init__(self, path, loop, forgotten, retention=RETENTION, clients_most=CLIENTS_MOST, drawing=1,
@@ -126,7 +124,7 @@ class FileStore(MemoryStore):
         super().create(client_id, record, functools.partial(self._created, client_id, done))
 
     def _created(self, client_id, done, record, refusal):
-        """Puts a new record into the file before its creation is answered."""
+        """Writes a new record to the file before the store replies."""
         if record is not None:
             slot = self._try(self._table.put, client_id, record, self._drawing)
             if slot is None:
@@ -159,13 +157,15 @@ class FileStore(MemoryStore):
         self._forgotten(client_id)
 
     def _slot_of(self, client_id):
-        """The slot of a record that nobody has open, or None."""
+        """The slot of a record that no connection has open, or None."""
         packed = self._kept.get(client_id)
         return None if packed is None else place_of(packed) >> 2
 
     def _try(self, write, *arguments):
-        """What write(*arguments) returns, or None where it fails; complains once until a sequence is kept
-        again."""
+        """The result of write(*arguments), or None if it fails.
+
+        Complains about the first failure since a sequence was last written.
+        """
         try:
             return write(*arguments)
         except OSError as error:
@@ -180,7 +180,7 @@ class FileStore(MemoryStore):
 
 
 class Table:
-    """The file itself: locked, read once, and then written slot by slot. It knows nothing of time."""
+    """The file: locked and read once, then written slot by slot. It knows no deadlines."""
 
     def __init__(self, path, complain, sleep=time.sleep):
         self._path = path
@@ -190,19 +190,18 @@ class Table:
 
     def _begin(self):
         self._file = open_locked(self._path, self._sleep)
-        self._end = 1  # the first slot behind all that are in the file
-        self._number = 0  # the highest number in the file
-        self._free = array.array("I")  # slots before the end to be written; the last is taken next
-        # Slots that may still hold a forgotten record, because they could not be cleared. They are written
-        # before all others, the oldest first: of two slots of one id the newer one must not be cleared while
-        # the older is there.
+        self._end = 1  # the first slot past the end of the file
+        self._number = 0  # the highest serial number in the file
+        self._free = array.array("I")  # free slots before the end; the last one is used next
+        # Slots that may still hold a forgotten record because clearing them failed. They are written before
+        # all others, oldest first: of two slots of one id, the newer must not be cleared before the older.
         self._dirty = collections.deque()
 
     def load(self, slot_of):
         """Reads the file: yields (slot, client id, version of the drawing, record). Raises OSError.
 
-        slot_of(client_id) is the slot of an id that was yielded before, or None. An id may be yielded again
-        with a newer record, which replaces the one before.
+        slot_of(client_id) returns the slot of an id that was yielded before, or None. An id may be yielded
+        again with a newer record, which replaces the previous one.
         """
         header = os.pread(self._file, SLOT_SIZE, 0)
         count = min(os.fstat(self._file).st_size // SLOT_SIZE, SLOTS_MOST)
@@ -243,7 +242,7 @@ class Table:
             self._complain("%a: %d slots cannot be read, what they held is lost" % (self._path, lost))
 
     def put(self, client_id, record, drawing):
-        """Writes a record into a free slot, and returns the slot's number. Raises OSError."""
+        """Writes a record into a free slot; returns the slot's index. Raises OSError."""
         if self._free and not self._dirty:
             self._dirty.append(self._free.pop())  # dirty until the write has succeeded
         slot = self._dirty[0] if self._dirty else self._end
@@ -258,9 +257,9 @@ class Table:
         return slot
 
     def clear(self, slot):
-        """Makes a slot free, and one of those that could not be cleared before.
+        """Clears a slot, and another one that could not be cleared before.
 
-        Raises OSError; then the slot is cleared later, or written over.
+        Raises OSError; the slot is then cleared later or overwritten.
         """
         self._dirty.append(slot)
         for _ in range(min(2, len(self._dirty))):
@@ -268,22 +267,22 @@ class Table:
             self._free.append(self._dirty.popleft())
 
     def close(self):
-        """Gives the file and its lock back."""
+        """Closes the file, which releases its lock."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
     def _write(self, slot, data):
-        if os.pwrite(self._file, data, slot * SLOT_SIZE) < SLOT_SIZE:  # the last bytes of a disk
+        if os.pwrite(self._file, data, slot * SLOT_SIZE) < SLOT_SIZE:  # the disk is full
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _number_in(self, slot):
-        """The number in a slot, or 0 where it has no record any more."""
+        """The serial number in a slot, or 0 if it has no valid record."""
         decoded = decode_slot(os.pread(self._file, SLOT_SIZE, slot * SLOT_SIZE).ljust(SLOT_SIZE, b"\0"), 0)
         return decoded[0] if decoded else 0
 
     def _put_aside(self):
-        """Renames a file that is no store, and opens a new one."""
+        """Renames a file that is not a store, and starts a new one."""
         names = [self._path + (".bad.%d" % number if number else ".bad") for number in range(ASIDE_MOST)]
         aside = next((name for name in names if not os.path.lexists(name)), None)
         if aside is None:
@@ -297,9 +296,9 @@ class Table:
 
 
 def read_pieces(file, count):
-    """Yields (first, last, bytes) of the slots first to last - 1, up to `count`, without the header.
+    """Yields (first, last, bytes) for the slots first to last - 1 of `count`, without the header.
 
-    Instead of bytes that cannot be read (EIO) it is None. Raises OSError for anything else.
+    The bytes are None if they cannot be read (EIO). Raises OSError for other errors.
     """
     begin = 1
     size = READ_SLOTS
@@ -315,9 +314,9 @@ def read_pieces(file, count):
                 continue
             data = None
         if data is not None:
-            end = begin + len(data) // SLOT_SIZE  # as many as came
+            end = begin + len(data) // SLOT_SIZE  # a read may return less
             if end == begin:
-                return  # the file has become shorter
+                return  # the file was truncated meanwhile
         yield begin, end, data
         begin = end
         if not begin % READ_SLOTS:
@@ -325,7 +324,7 @@ def read_pieces(file, count):
 
 
 def encode_slot(client_id, record, drawing, number):
-    """A record as a slot (bytes); n and batch are up to 65,535. Raises ValueError where the id is no UUID."""
+    """A record as a slot (bytes); n and batch are up to 65,535. Raises ValueError if the id is not a UUID."""
     seed_kind = seed_kind_of(client_id, record.seed)
     seed = b"" if seed_kind == SEED_IS_ID else seed_bytes(record.seed)
     if len(seed) > SEED_MOST:
@@ -337,8 +336,10 @@ def encode_slot(client_id, record, drawing, number):
 
 
 def decode_slot(data, begin):
-    """(number, client id, version of the drawing, record) of the slot at begin in data, or None where it has
-    none."""
+    """(serial number, client id, version of the drawing, record) of the slot at begin in data (bytes).
+
+    None if the slot has no valid record.
+    """
     fields = data[begin:begin + _FIELDS.size]
     if binascii.crc32(fields, _CHECK_BEGIN) != _CHECK.unpack_from(data, begin + _FIELDS.size)[0]:
         return None
@@ -357,15 +358,14 @@ _CAPITALS = bytes(b"1"[0] if chr(i) in "ABCDEF" else b"0"[0] for i in range(256)
 
 
 def capitals_of(digits):
-    """Which of the 32 hex digits (bytes) are capitals, as a bit for each: ids are compared as they are
-    written."""
+    """A mask (32 bits) of the capitals among the 32 hex digits (bytes): ids are case-sensitive."""
     return 0 if digits.islower() or digits.isdigit() else int(digits.translate(_CAPITALS), 2)
 
 
 def open_locked(path, sleep=time.sleep):
-    """Opens and locks the file, which is created if it is not there; returns its number. Raises OSError."""
+    """Opens and locks the file, creating it if necessary; returns its number. Raises OSError."""
     for _ in range(int(LOCK_SECONDS / LOCK_PAUSE)):
-        # NONBLOCK: a FIFO is not waited for.
+        # O_NONBLOCK, because opening a FIFO could block.
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o600)
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -373,9 +373,9 @@ def open_locked(path, sleep=time.sleep):
             os.lockf(file, os.F_TLOCK, 0)
             if os.path.samestat(os.fstat(file), os.stat(path)):
                 return file
-        except (BlockingIOError, PermissionError):  # either of the two, as POSIX has it
+        except (BlockingIOError, PermissionError):  # locked: POSIX allows EAGAIN and EACCES
             pass
-        except FileNotFoundError:  # the server before this one has put the file aside in this moment
+        except FileNotFoundError:  # the previous server has just put the file aside
             pass
         except BaseException:
             os.close(file)

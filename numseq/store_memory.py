@@ -4,17 +4,16 @@ import struct
 
 from .store import CLIENTS_MOST, EXISTS, FULL, MISSING, RETENTION, Record
 
-FORGET_BATCH = 256  # records forgotten per turn, so that thousands at once do not starve the sockets
+FORGET_BATCH = 256  # records forgotten per turn, so that thousands due at once do not starve the sockets
 FORGET_PAUSE = 0.01  # seconds between two batches: see MemoryStore._forget
 
-# A record that nobody has open: its deadline (seconds), n, batch, and whether the seed is text; then the
-# seed. One object of 64 bytes that the garbage collector does not traverse, instead of several of 200 bytes
-# together.
+# A record that no connection has open: deadline (seconds), n, batch, whether the seed is text; then the seed.
+# One bytes object takes 64 bytes and is not tracked by the garbage collector; several objects take 200.
 _PACKED = struct.Struct("<dHH?")
 
 
 def pack(entry, deadline):
-    """The record of an entry (n and batch up to 65,535; text of ASCII) and its deadline as bytes."""
+    """An entry's record (n and batch up to 65,535, text in ASCII) and its deadline (seconds) as bytes."""
     record = entry[0]
     is_text = isinstance(record.seed, str)
     seed = record.seed.encode("ascii") if is_text else record.seed
@@ -22,16 +21,16 @@ def pack(entry, deadline):
 
 
 def unpack(client_id, packed):
-    """An entry with the record that was packed; nobody has it open."""
+    """The entry of a packed record, open in no connection yet."""
     _, n, batch, is_text = _PACKED.unpack_from(packed)
     seed = packed[_PACKED.size:]
     return [Record(seed.decode("ascii") if is_text else seed, n, batch), 0]
 
 
 class MemoryStore:
-    """Records in memory, on the loop's clock. About 180 bytes each; they are gone when the process ends.
+    """Keeps records in memory, about 180 bytes each; they are lost when the process ends.
 
-    forgotten(client_id) is called for each record that is dropped.
+    forgotten(client_id) is called for each forgotten record.
     """
 
     def __init__(self, loop, forgotten, retention=RETENTION, clients_most=CLIENTS_MOST):
@@ -39,9 +38,8 @@ class MemoryStore:
         self._forgotten = forgotten
         self._retention = retention
         self._clients_most = clients_most
-        self._open = {}  # from client id to [record, how many connections have it open]
-        # from client id to packed record: those that nobody has open, in the order of their deadlines
-        self._kept = {}
+        self._open = {}  # from client id to [record, number of connections that have it open]
+        self._kept = {}  # from client id to packed record: open in no connection, ordered by deadline
         self._timer = None
 
     def __len__(self):
@@ -71,7 +69,7 @@ class MemoryStore:
         entry = self._open[client_id]
         if entry[1] == 1:
             deadline = self._loop.now + self._retention
-            # Kept before it is closed: where there is no memory for that, nothing has changed.
+            # Added before it is deleted: if memory runs out, nothing has changed.
             self._kept[client_id] = self._pack(entry, deadline)
             del self._open[client_id]
             if self._timer is None:
@@ -81,10 +79,10 @@ class MemoryStore:
         done()
 
     def close(self):
-        """Drops the timer."""
+        """Cancels the timer."""
         self._loop.cancel(self._timer)
 
-    # What a store with copies elsewhere does in its own way.
+    # Overridden by FileStore.
     _pack = staticmethod(pack)
     _unpack = staticmethod(unpack)
 
@@ -92,9 +90,9 @@ class MemoryStore:
         self._forgotten(client_id)
 
     def _forget(self):
-        """Forgets what is due.
+        """Forgets the records that are due.
 
-        One timer is enough: all are kept equally long, so the first is always due first.
+        One timer is enough: all records are kept equally long, so the first one is due first.
         """
         now = self._loop.now
         due = []
@@ -107,8 +105,8 @@ class MemoryStore:
             due.append(client_id)
         for client_id in due:
             self._drop(client_id, self._kept.pop(client_id))
-        # A dict that is iterated from its front passes over what was deleted there (1 ns each). The pause
-        # keeps that under a percent of the time with as many records as there may be.
+        # Iterating over a dict skips the entries deleted at its front, 1 ns each. The pause keeps this below
+        # a percent of the time even with the largest number of records.
         self._timer = None
         if following is not None:
             self._timer = self._loop.call_at(max(following, now + FORGET_PAUSE), self._forget)

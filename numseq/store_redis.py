@@ -1,57 +1,37 @@
-"""Records in Redis or Valkey, which the servers of a fleet share: a client goes on at any of them.
+"""Records in Redis or Valkey, shared by the servers of a fleet: a client can go on at any of them.
 
-A record is a key with a time to live. A server that opens it sets that time to a lease and the retention
-behind it, and the last release at a server sets it to the retention alone. So no release purges a record that
-another server has open, and a server that dies leaves nothing to clean up: its leases run out.
+A record is a key with a time to live. Opening it sets that time to a lease plus the retention, and a server's
+last release sets it to the retention. So no release purges a record that another server has open, and a
+server that dies leaves nothing to clean up: its leases run out.
 
-`RedisStore` turns what a store promises into commands. `Client` sends them over one connection, and makes a
-new one where that fails. Every command but SET NX may run twice; that one is settled by a random token in the
-value. So there are no scripts, no transactions and no notifications, and Redis 2.6.12 is new enough.
+`RedisStore` translates the contract of a store into commands, which `redis_client.Client` sends. Every
+command may run twice without harm, except SET NX, for which a random token in the value tells whose record it
+is. So there are no scripts, transactions or notifications, and Redis 2.6.12 is new enough.
 """
 
 import binascii
-import collections
 import functools
 import os
-import socket
 import struct
 
 from . import resp
-from .store import ANSWER_SECONDS, CLIENTS_MOST, EXISTS, FAILED, FULL, MISSING, RETENTION, Record
-from .stream import CLOSED as STREAM_CLOSED
-from .stream import PORT_MOST, Connector, Stream, resolve
+from .redis_client import CLOSED, UP, Client, Command, parse_url
+from .store import CLIENTS_MOST, EXISTS, FAILED, FULL, MISSING, RETENTION, Record
 
-PORT = 6379  # Redis's own
-ATTEMPT_SECONDS = 0.2  # for an answer, and for a new connection: both fit into ANSWER_SECONDS twice
-WAIT_SECONDS = ANSWER_SECONDS - ATTEMPT_SECONDS  # for being sent; later, the answer would come too late
-IN_FLIGHT_MOST = 1024  # requests sent and not answered: 10 ms of Redis's time
-WAITING_MOST = 16384  # requests not sent yet: one of each connection that a server may have
-IDLE_SECONDS = 10.0  # without a word, until a PING asks whether the connection is alive
-BACKOFF_LEAST = 0.05  # seconds between two rounds of all hosts; doubled with each
-BACKOFF_MOST = 5.0
-SETTLED_SECONDS = 1.0  # a connection that was up so long is made again at once; a shorter one is a failure
-LEASE_LEAST = 0.2  # seconds; a shorter session or retention would be touched every few milliseconds
-TOUCH_BATCH = 256  # keys touched or checked per turn
+LEASE_LEAST = 0.2  # seconds; a shorter session or retention would be renewed every few milliseconds
+TOUCH_BATCH = 256  # keys renewed or checked per turn
 TOUCH_PAUSE = 0.01  # seconds between two batches
-CHECK_PAUSE = 1.0  # seconds until a check is repeated that found Redis away
-CHECK_MARGIN = 0.01  # seconds after a key's end at which it is checked: the two clocks differ by 0.01 % or so
+CHECK_PAUSE = 1.0  # seconds until a check that found Redis away is repeated
+CHECK_MARGIN = 0.01  # seconds from a key's end to its check: the clocks differ by about 0.01 %
 FORMAT = 1  # of a value
-HOSTS_MOST = 16  # in a URL
-DB_MOST = 999999
 
-# A record that was released here: when it is checked, its token, whether Redis has confirmed the release.
+# A record that was released here: when to check it, its token, whether Redis has confirmed the release.
 _KEPT = struct.Struct("<d8s?")
 TOKEN_BYTES = 8
+NUMBERS = ((resp.INTEGER, 0), (resp.INTEGER, 1))  # the replies to PEXPIRE
 
 
 # ---- commands and values
-
-
-# A command as bytes, and a function that says whether a reply can be the answer to it.
-Command = collections.namedtuple("Command", ["data", "fits"])
-
-PING = Command(resp.encode(b"PING"), resp.PONG.__eq__)
-NUMBERS = ((resp.INTEGER, 0), (resp.INTEGER, 1))
 
 
 def _milliseconds(seconds):
@@ -59,24 +39,19 @@ def _milliseconds(seconds):
 
 
 def set_new(key, value, seconds):
-    """Creates a key that is not there: OK, or NULL where it is."""
+    """The command that creates a key. The reply is OK, or NULL if the key exists."""
     data = resp.encode(b"SET", key, value, b"NX", b"PX", _milliseconds(seconds))
     return Command(data, lambda reply: reply == resp.OK or reply == resp.NULL)
 
 
 def expire(key, seconds):
-    """Sets a key's time to live: 1, or 0 where it is not there."""
+    """The command that sets a key's time to live. The reply is 1, or 0 if the key does not exist."""
     return Command(resp.encode(b"PEXPIRE", key, _milliseconds(seconds)), NUMBERS.__contains__)
 
 
 def get(key):
-    """Reads a key: its value, or NULL."""
+    """The command that reads a key. The reply is its value, or NULL."""
     return Command(resp.encode(b"GET", key), lambda reply: reply[0] == resp.BULK)
-
-
-def confirmed(*parts):
-    """A command that is answered with OK."""
-    return Command(resp.encode(*parts), resp.OK.__eq__)
 
 
 def key_of(client_id):
@@ -85,20 +60,19 @@ def key_of(client_id):
 
 
 def encode_value(record, drawing, token):
-    """A record as a value: format and drawing, n, batch, seed, token (16 hex digits)."""
+    """A record as a value (bytes): format and drawing, n, batch, seed, token (16 hex digits)."""
     is_text = isinstance(record.seed, str)
     seed = b"t" + record.seed.encode("ascii") if is_text else b"b" + binascii.hexlify(record.seed)
     return b"%d,%d,%d,%b,%b" % (first_number(drawing), record.n, record.batch, seed, token)
 
 
 def first_number(drawing):
-    """The number that a value begins with, of its format and of the drawing: 1 where both are 1."""
+    """The first number of a value, which combines its format and the drawing: 1 if both are 1."""
     return (FORMAT - 1) * 256 + drawing
 
 
 def decode_value(value, drawing):
-    """(record, token) of a value (bytes). Raises ValueError where it has another format or drawing, or is
-    damaged."""
+    """(record, token) of a value (bytes). Raises ValueError for another format or drawing, and for damage."""
     first, _, rest = value.partition(b",")
     if first.isdigit() and first != b"%d" % first_number(drawing):
         raise ValueError("is of another version of numseq")
@@ -123,410 +97,21 @@ def _number(text, least):
     return int(text)
 
 
-# ---- where Redis is
-
-
-# hosts: [(host, port)]; path: of a socket instead, or None; user, password: bytes or None; db: int
-Place = collections.namedtuple("Place", ["hosts", "path", "user", "password", "db"])
-
-
-def parse_url(url):
-    """The Place of redis://[USER:PASSWORD@]HOST[:PORT][,...][/DB] or
-    redis+socket://[USER:PASSWORD@]/PATH[?db=DB].
-
-    Raises ValueError, whose text has nothing of the password in it.
-    """
-    scheme, _, rest = url.partition("://")
-    login, at, rest = rest.rpartition("@")
-    user, colon, password = login.partition(":")
-    if at and not (colon and password):
-        raise ValueError("before the @ it has USER:PASSWORD, or :PASSWORD")
-    user, password = (unquote(text) or None for text in (user, password))
-    if scheme == "redis+socket":
-        path, question, query = rest.partition("?")
-        name, _, db = query.partition("=")
-        if not path.startswith("/") or question and name != "db":
-            raise ValueError("it is redis+socket:///PATH or redis+socket:///PATH?db=DB")
-        return Place([], os.fsdecode(unquote(path)), user, password, _db(db if question else "0"))
-    hosts, slash, db = rest.partition("/")
-    hosts = [_host_and_port(text) for text in hosts.split(",")]
-    if len(hosts) > HOSTS_MOST:
-        raise ValueError("it has more than %d hosts" % HOSTS_MOST)
-    return Place(hosts, None, user, password, _db(db or "0"))
-
-
-def unquote(text):
-    """Text with its %XX as the bytes that they stand for."""
-    first, *others = text.encode("utf-8", "surrogateescape").split(b"%")
-    try:
-        return first + b"".join([binascii.unhexlify(part[:2].ljust(2, b"-")) + part[2:] for part in others])
-    except ValueError:
-        raise ValueError("a % is followed by two hex digits; one of its own is %25") from None
-
-
-def _host_and_port(text):
-    """(host, port) of HOST, HOST:PORT, [ADDRESS] or [ADDRESS]:PORT."""
-    if text.startswith("["):
-        host, bracket, port = text[1:].partition("]")
-        fine = bracket and (not port or port.startswith(":"))
-        port = port[1:] if port else str(PORT)
-    else:
-        host, colon, port = text.partition(":")
-        fine = True
-        port = port if colon else str(PORT)
-    fine = fine and host and host.isprintable() and port.isdigit() and len(port) <= len(str(PORT_MOST))
-    if not fine or not 0 < int(port) <= PORT_MOST:
-        raise ValueError("%a is not HOST, HOST:PORT, [ADDRESS] or [ADDRESS]:PORT" % text)
-    return host, int(port)
-
-
-def _db(text):
-    if not (text.isdigit() and len(text) <= len(str(DB_MOST))):
-        raise ValueError("%a is not the number of a database" % text)
-    return int(text)
-
-
-# ---- the connection
-
-
-# What an error of Redis means for the connection. Others are answers to the request alone (ANSWERS), or
-# unexpected.
-NEXT = "this host cannot serve: the next one may"
-DENIED = "somebody has to change the configuration"
-REACTIONS = {
-    b"READONLY": NEXT, b"NOREPLICAS": NEXT, b"LOADING": NEXT, b"BUSY": NEXT, b"MISCONF": NEXT,
-    b"MASTERDOWN": NEXT, b"CLUSTERDOWN": NEXT, b"TRYAGAIN": NEXT,
-    b"NOAUTH": DENIED, b"WRONGPASS": DENIED, b"NOPERM": DENIED, b"MOVED": DENIED, b"ASK": DENIED,
-}
-ANSWERS = frozenset([b"OOM", b"WRONGTYPE"])
-HINTS = {
-    b"NOAUTH": "the URL needs a password", b"MOVED": "a cluster needs a proxy before it",
-    b"ASK": "a cluster needs a proxy before it",
-}
-
-# The states of a client.
-GAP = "gap"  # at the start and after a connection was lost, while each host is tried once: requests wait
-UP = "up"
-DOWN = "down"  # all hosts have failed, and are tried again and again: requests fail at once
-CLOSED = "closed"
-
-AWAY = b"away"  # the kind of an outage that is none of DENIED
-
-
-class _Request:
-    """Commands that are sent together; done(replies) is called once, with None where there is no answer."""
-
-    __slots__ = ("commands", "again", "done", "asked", "sent", "tries", "replies")
-
-    def __init__(self, commands, again, done, now):
-        self.commands = commands
-        self.again = again  # the commands of the second try
-        self.done = done
-        self.asked = now
-        self.sent = None
-        self.tries = 0
-        self.replies = []
-
-
-class Client:
-    """One connection to one of several hosts, made again whenever it is lost.
-
-    A request is answered within ANSWER_SECONDS. A connection on which an answer is late is aborted, because
-    the next request would get that answer; then the request is sent once more on another one.
-
-    complain(text) takes one line an outage. Raises OSError where a host's name cannot be looked up.
-    """
-
-    def __init__(self, loop, place, complain):
-        self.state = GAP
-        self._loop = loop
-        self._complain = complain
-        self._places = [look_up(host, port) for host, port in place.hosts] or [(place.path, None)]
-        self._greeting = greeting(place)
-        self._current = 0  # which of the places
-        self._failed = 0  # places that have failed one after the other
-        self._backoff = BACKOFF_LEAST
-        self._told = set()  # what was complained of in this outage
-        self._link = None  # a Stream, or a Connector before it
-        self._is_proven = False  # whether this connection has answered a request
-        self._connected_at = loop.now
-        self._heard_at = loop.now
-        self._in_flight = collections.deque()  # sent and not answered, in this order
-        self._waiting = collections.deque()  # to be sent
-        self._look_timer = None  # for the first deadline of a request, and when that is
-        self._look_at = None
-        self._link_timer = None  # ends an attempt to connect, a pause before the next, or a silence
-        self._connect()
-
-    def ask(self, commands, done, again=None):
-        """Sends commands (a tuple); done(replies) gets the list of their replies, or None for no answer.
-
-        An error is among the replies where it is one of ANSWERS. `again` are the commands to send where the
-        answer was lost, instead of the same.
-        """
-        if self.state in (DOWN, CLOSED) or len(self._waiting) >= WAITING_MOST:
-            done(None)
-            return
-        self._waiting.append(_Request(commands, again or commands, done, self._loop.now))
-        if self.state is UP:
-            self._send()
-        else:
-            self._look_by(self._loop.now + WAIT_SECONDS)
-
-    def close(self):
-        """Sends what the kernel takes at once, and answers every request with None."""
-        self.state = CLOSED
-        link, self._link = self._link, None
-        if isinstance(link, Stream):
-            link.close(expect_more=False)
-            if link.state is not STREAM_CLOSED:
-                link.settle()
-        if link is not None:
-            link.abort()
-        self._loop.cancel(self._link_timer)
-        requests = list(self._in_flight) + list(self._waiting)
-        self._in_flight.clear()
-        self._waiting.clear()
-        self._fail(requests)
-        self._loop.cancel(self._look_timer)
-
-    # ---- requests
-
-    def _send(self):
-        """Sends what waits, as far as it may be in flight."""
-        while self._waiting and self.state is UP and len(self._in_flight) < IN_FLIGHT_MOST:
-            self._write(self._waiting.popleft())
-
-    def _write(self, request):
-        if request.tries:
-            request.commands = request.again
-            request.replies = []
-        request.tries += 1
-        request.sent = self._loop.now
-        self._in_flight.append(request)
-        self._link.write(b"".join([command.data for command in request.commands]))
-        self._look_by(self._loop.now + ATTEMPT_SECONDS)
-
-    def _look_by(self, when):
-        """Has `_look` called, at the latest at this time."""
-        if self._look_timer is None or when < self._look_at:
-            self._loop.cancel(self._look_timer)
-            self._look_at = when
-            self._look_timer = self._loop.call_at(when, self._look)
-
-    def _look(self):
-        """Looks whether the first request in flight, or the first that wait, are late."""
-        self._look_timer = None
-        now = self._loop.now
-        if self._in_flight and self._in_flight[0].sent + ATTEMPT_SECONDS <= now:
-            self._lose("does not answer", moves_on=True)
-        late = []
-        while self._waiting and self._waiting[0].asked + WAIT_SECONDS <= now:
-            late.append(self._waiting.popleft())
-        self._fail(late)
-        if self._in_flight:
-            self._look_by(self._in_flight[0].sent + ATTEMPT_SECONDS)
-        if self._waiting:
-            self._look_by(self._waiting[0].asked + WAIT_SECONDS)
-
-    def _fail(self, requests):
-        for request in requests:
-            self._loop.guard(None, lambda: request.done(None))
-
-    def _take(self, reply):
-        """A reply is that of the first request in flight. Raises RespError where it cannot be."""
-        request = self._in_flight[0]
-        command = request.commands[len(request.replies)]
-        if reply[0] != resp.ERROR and not command.fits(reply):
-            raise resp.RespError("%a is no answer to a command" % (reply,))
-        request.replies.append(reply)
-        if len(request.replies) < len(request.commands):
-            return
-        error = next((value for kind, value in request.replies if kind == resp.ERROR), None)
-        if error is not None and (resp.error_code(error) not in ANSWERS or self.state is not UP):
-            self._refused(request, error)
-            return
-        self._in_flight.popleft()
-        if self.state is UP:
-            self._is_proven = True
-            self._failed = 0
-            self._backoff = BACKOFF_LEAST
-            self._told.clear()
-        request.done(request.replies)
-
-    def _refused(self, request, error):
-        """An error that is not about this request alone."""
-        code = resp.error_code(error)
-        reason = "says %a" % error.decode("ascii", "replace")
-        if code in HINTS:
-            reason += " (%s)" % HINTS[code]
-        if REACTIONS.get(code) is NEXT:
-            self._lose(reason, moves_on=True, failures=1)
-            return
-        if self.state is not UP or code in REACTIONS:  # while greeting, others are of a wrong database
-            self._backoff = BACKOFF_MOST
-        self._in_flight.popleft()
-        self._lose(reason, failures=HOSTS_MOST, kind=code)
-        request.done(None)
-
-    # ---- the connection
-
-    def connected(self, stream):
-        """What Connector calls: the greeting is the first request, and is not sent again elsewhere."""
-        self._link = stream
-        self._heard_at = self._connected_at = self._loop.now
-        request = _Request(self._greeting, self._greeting, self._greeted, self._loop.now)
-        request.tries = 1
-        self._write(request)
-
-    def received(self, stream):
-        """What Stream calls."""
-        data, position = stream.input, 0
-        self._heard_at = self._loop.now
-        try:
-            while self._in_flight:
-                found = resp.parse(data, position)
-                if found is None:
-                    break
-                reply, position = found
-                self._take(reply)
-                if self._link is not stream:
-                    return
-            if position < len(data) and not self._in_flight:
-                raise resp.RespError("a reply to nothing")
-        except resp.RespError as error:
-            self._lose("breaks the protocol: %s" % error)
-            return
-        stream.input = data[position:]
-        if stream.ended:
-            self._lose("has closed the connection")
-        elif self._waiting:
-            self._send()
-
-    def closed(self, stream, error):
-        """What Stream and Connector call."""
-        if stream is None or stream is self._link:
-            self._lose(error.strerror or str(error) if error else "has closed the connection")
-
-    def _connect(self):
-        """Tries the current place."""
-        self._is_proven = False
-        self._set_link_timer(ATTEMPT_SECONDS, lambda: self._lose("does not answer"))
-        name, known = self._places[self._current]
-        if known is not None:
-            self._link = Connector(self._loop, known, self, known)
-            return
-        try:
-            self.connected(connect_to_path(self._loop, name, self))
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            self._set_link_timer(0, lambda: self._lose(reason))  # not within __init__
-
-    def _greeted(self, replies):
-        """The answer to the greeting, unless the connection was lost."""
-        if replies is not None:
-            self.state = UP
-            self._set_link_timer(IDLE_SECONDS, self._ask_for_life)
-            self._send()
-
-    def _ask_for_life(self):
-        """Sends a PING where nothing was heard for so long: a peer that has vanished says nothing."""
-        rest = self._heard_at + IDLE_SECONDS - self._loop.now
-        self._set_link_timer(rest if rest > 0 else IDLE_SECONDS, self._ask_for_life)
-        if rest <= 0 and not self._in_flight:
-            self.ask((PING,), lambda replies: None)
-
-    def _lose(self, reason, moves_on=False, failures=0, kind=AWAY):
-        """Gives up the connection, or the attempt at one, and decides what follows.
-
-        A connection that has proven to be good is made again at once: at the next place where it moves_on.
-        One that has not, and an attempt, count as a failure of the place. failures are those that count in
-        any case.
-        """
-        link, self._link = self._link, None
-        if link is not None:
-            link.abort()
-        was_up = self.state is UP
-        lost = [request for request in self._in_flight if request.done != self._greeted]
-        self._in_flight.clear()
-        self._waiting.extendleft(reversed([request for request in lost if request.tries == 1]))
-        failed = [request for request in lost if request.tries > 1]
-        if was_up and (self._is_proven or self._loop.now - self._connected_at >= SETTLED_SECONDS):
-            self._failed = failures
-        else:
-            self._failed += max(failures, 1)
-            moves_on = True
-        name = self._places[self._current][0]
-        self._current = (self._current + moves_on) % len(self._places)
-        if self._failed < len(self._places):
-            self.state = GAP if was_up else self.state
-            self._connect()
-            self._fail(failed)
-            return
-        self._failed = 0
-        self.state = DOWN
-        if kind not in self._told:
-            self._told.add(kind)
-            self._complain("Redis at %s %s; no sequence can be opened until it can be used" % (name, reason))
-        self._set_link_timer(self._backoff * (0.5 + os.urandom(1)[0] / 512), self._connect)
-        self._backoff = min(2 * self._backoff, BACKOFF_MOST)
-        failed += self._waiting
-        self._waiting.clear()
-        self._fail(failed)  # at the end: what is called may ask again
-
-    def _set_link_timer(self, delay, callback):
-        self._loop.cancel(self._link_timer)
-        self._link_timer = self._loop.call_later(delay, callback)
-
-
-def greeting(place):
-    """The commands with which a connection begins. The PING says whether this host can serve at all."""
-    commands = []
-    if place.password is not None:
-        login = [place.user] if place.user is not None else []
-        commands.append(confirmed(b"AUTH", *login, place.password))
-    if place.db:
-        commands.append(confirmed(b"SELECT", b"%d" % place.db))
-    return tuple(commands + [PING])
-
-
-def look_up(host, port):
-    """(name, {(host, port): addresses}) of a host. Raises OSError, whose text names it."""
-    name = ("[%s]:%d" if ":" in host else "%s:%d") % (host, port)
-    try:
-        return name, {(host, port): resolve(host, port)}
-    except OSError as error:
-        raise OSError(error.errno, "%a: %s" % (name, error.strerror or error)) from None
-
-
-def connect_to_path(loop, path, handler):
-    """A Stream on a connection to a socket in the file system, which is made at once. Raises OSError,
-    ValueError."""
-    connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.setblocking(False)
-        connection.connect(path)
-        return Stream(loop, connection, handler)
-    except BaseException:
-        connection.close()
-        raise
-
-
 # ---- the store
 
 
 class RedisStore:
-    """Records in Redis or Valkey at a Place, shared by all servers that use the same database.
+    """Keeps records in Redis or Valkey at a Place, shared by all servers that use the same database.
 
-    session_timeout is how long a connection has a record open, at most (seconds). drawing is the version (0
-    to 255) of the way in which this server draws numbers; opening a record of another version FAILED.
-    complain(text) takes a line for a person. clients_most is how many records this server has to do with at
-    once, not how many there are.
+    session_timeout  how long a connection has a record open, at most (seconds)
+    drawing          version (0 to 255) of this server's way to draw numbers; `open` answers FAILED for a
+                     record of another version
+    clients_most     limit of the records that this server has open or has released, not of all records
+    complain         complain(text) takes a line for an operator
+    forgotten        forgotten(client_id) is called in the server that last released the record; if that one
+                     has ended meanwhile, it is not called at all
 
-    forgotten(client_id) is called by the server that released a record last. Where that one has ended
-    meanwhile, nobody is told.
-
-    Raises OSError where a host's name cannot be looked up.
+    Raises OSError if a host's name cannot be looked up.
     """
 
     def __init__(self, place, loop, forgotten, retention=RETENTION, clients_most=CLIENTS_MOST,
@@ -539,8 +124,8 @@ class RedisStore:
         self._complain = complain
         self._lease = max(min(session_timeout, retention), LEASE_LEAST)
         self._hold = self._lease + self._retention
-        self._open = {}  # from client id to [value, token, how many connections have it open here]
-        self._kept = {}  # from client id to packed: those released here and not yet forgotten, oldest first
+        self._open = {}  # from client id to [value, token, number of connections here that have it open]
+        self._kept = {}  # from client id to _KEPT: released here and not yet forgotten, oldest first
         self._check_timer = None
         self._checking = 0  # checks in flight
         self._check_failed = False
@@ -549,11 +134,11 @@ class RedisStore:
         self._client = Client(loop, place, complain)
 
     def __len__(self):
-        """How many records this server has to do with."""
+        """The number of records that this server has open, or has released and not yet forgotten."""
         return len(self._open) + len(self._kept)
 
     def is_up(self):
-        """Whether Redis can be asked."""
+        """Whether Redis is connected."""
         return self._client.state is UP
 
     def create(self, client_id, record, done):
@@ -617,7 +202,7 @@ class RedisStore:
         value, token, _ = entry
 
         def answered(replies):
-            if replies == [(resp.INTEGER, 0)]:  # a failover has lost it, with the session open
+            if replies == [(resp.INTEGER, 0)]:  # a failover has lost the key during the session
                 self._client.ask((set_new(key, value, self._retention),), healed)
             else:
                 healed(replies)
@@ -633,7 +218,7 @@ class RedisStore:
         for timer in (self._check_timer, self._touch_timer):
             self._loop.cancel(timer)
 
-    # ---- records that somebody has open here
+    # ---- records that are open here
 
     def _opened(self, client_id, value, token):
         self._kept.pop(client_id, None)
@@ -643,8 +228,7 @@ class RedisStore:
             self._touch_timer = self._loop.call_later(self._lease / 2, self._touch)
 
     def _touch(self, rest=None):
-        """Renews the leases of all that are open, a batch at a time, where a session may outlast the
-        retention."""
+        """Renews the leases of all open records in batches, if a session may outlast the retention."""
         ids = list(self._open) if rest is None else rest
         for client_id in ids[:TOUCH_BATCH]:
             if client_id in self._open:
@@ -666,20 +250,19 @@ class RedisStore:
     # ---- records that were released here
 
     def _keep(self, client_id, token, is_confirmed):
-        """Has a record checked when its retention is over."""
+        """Schedules a check of a released record for the end of its retention."""
         if client_id in self._open or self._client.state is CLOSED:
             return
         self._kept.pop(client_id, None)
         due = self._loop.now + self._retention + CHECK_MARGIN
         self._kept[client_id] = _KEPT.pack(due, token, is_confirmed)
-        if len(self._kept) > self._clients_most:  # opened here, created elsewhere
+        if len(self._kept) > self._clients_most:  # created elsewhere, so `create` did not limit them
             del self._kept[next(iter(self._kept))]
         if self._check_timer is None and not self._checking:
             self._check_timer = self._loop.call_at(due, self._check)
 
     def _check(self):
-        """Asks for the keys of those that are due. One that is not there any more, or another's, is
-        forgotten."""
+        """Reads the keys of records that are due: one that is missing or was created anew is forgotten."""
         self._check_timer = None
         self._check_failed = False
         due = []
@@ -702,16 +285,21 @@ class RedisStore:
             value = replies[0][1] if replies[0][0] == resp.BULK else None
             if value is None or not value.endswith(b"," + binascii.hexlify(token)):
                 self._forgotten(client_id)
-            elif not is_confirmed:  # the release was lost, so it is kept for its lease too
+            elif not is_confirmed:  # the release was lost, so the key also lives for its lease
                 self._keep(client_id, token, True)
-            # else another server has opened it since, and will see to it
+            # Otherwise another server has opened it since, and checks it when the time comes.
         self._checking -= 1
         if not self._checking:
             self._checked_all()
 
     def _checked_all(self):
-        """Sets the timer for the next that is due."""
+        """Sets the timer for the next record that is due."""
         if self._check_timer is None and self._kept and self._client.state is not CLOSED:
             first = _KEPT.unpack(next(iter(self._kept.values())))[0]
             pause = CHECK_PAUSE if self._check_failed else TOUCH_PAUSE
             self._check_timer = self._loop.call_at(max(first, self._loop.now + pause), self._check)
+
+
+def from_url(url, *arguments):
+    """The RedisStore for a URL (text) and its other arguments. Raises ValueError or OSError."""
+    return RedisStore(parse_url(url), *arguments)

@@ -1,67 +1,55 @@
-"""Sockets on the loop: streams, listeners, and outgoing connections.
+"""Sockets on the loop: streams (connected sockets) and listeners.
 
-The owner of a stream is its handler, with three methods:
+Each stream has a handler with these methods:
 
-    connected(stream)      the connection is established; called for `connect` alone
-    received(stream)       `stream.input` grew, or `stream.ended` became true. It takes what it can from
-                           `stream.input` and leaves the rest there. Where it stops early, it calls
-                           `stream.resume()` to be called again next turn, or `stream.pause()` to be called no
-                           more until somebody resumes the stream
+    connected(stream)      the connection is established; called for outgoing connections only
+    received(stream)       `stream.input` grew, or `stream.ended` became true. The handler takes what it can
+                           from `stream.input` and leaves the rest. If it stops early, it calls
+                           `stream.resume()` to be called again in the next turn, or `stream.pause()` not to
+                           be called until the stream is resumed
     closed(stream, error)  the connection is over; called once. error is an OSError or None
 """
 
-import collections
 import errno
 import os
-import signal
 import socket
 import struct
-import sys
 
+from . import addresses
 from .loop import READ, WRITE, watch_or_rest
 
-# bytes of one send, one per turn, so that one peer does not keep the others waiting; about what
+# Bytes per send, of which a stream does one per turn, so that one peer does not keep the others waiting.
+# A loopback socket takes about as much.
 WRITE_SIZE = 256 * 1024
-# a loopback socket takes
-LOW_DIVISOR = 4  # reading starts again once the unsent output is below OUTPUT_HIGH / 4
-INPUT_LIMIT = 1024 * 1024  # bytes that a handler may leave in `input`; more is a fault of the handler
-LINGER_SECONDS = 1.0  # how long a closing stream waits for its peer to take the rest and to end
-LINGER_BYTES = 64 * 1024 * 1024  # how much input a lingering stream throws away
-BACKLOG = 1024  # connections that the kernel may keep for us to accept; it lowers this to its own limit
-ACCEPT_BATCH = 64  # accepts per turn: fewer overflow the backlog, more starve the connections that are there
-# accepts in a row that give nothing, though the listener is ready; others that share it may be faster
-EMPTY_MOST = 16
-LAST_WORD_READ = 4096  # bytes of a refused connection that are read, so that closing it does not reset it
-PORT_MOST = 65535  # the highest port of TCP
-ATTEMPT_DELAY = 0.25  # seconds until the next address is tried beside one that does not answer (RFC 8305)
-ADDRESSES_MOST = 16  # of a name that are tried: four seconds of them
-LOOK_UP_SECONDS = 30.0  # how long a look-up may take: the C library asks three servers twice, 5 s each
-CHILD_FILES = 1024  # files below this number are closed in the child of a look-up
-ANSWER_SIZE = 4096  # bytes read of its answer at once; 16 addresses are 1 KiB
+LOW_DIVISOR = 4  # resume reading once the unsent output is below OUTPUT_HIGH / 4
+INPUT_LIMIT = 1024 * 1024  # bytes that a handler may leave in `input`; more is a bug in the handler
+LINGER_SECONDS = 1.0  # how long a closing stream waits for its peer to read the output and close
+LINGER_BYTES = 64 * 1024 * 1024  # how much input a lingering stream discards
+BACKLOG = 1024  # connections that the kernel may queue for accept; it lowers this to its own limit
+ACCEPT_BATCH = 64  # accepts per turn: fewer overflow the backlog, more starve the open connections
+EMPTY_MOST = 16  # empty batches in a row before a listener rests; processes sharing its port may be faster
+LAST_WORD_READ = 4096  # bytes to read from a refused connection, so that closing it sends no reset
 
-# SO_LINGER that makes a close a reset; made once, as memory may be short then
-ABORT_OPTION = struct.pack("ii", 1, 0)
+ABORT_OPTION = struct.pack("ii", 1, 0)  # SO_LINGER for a reset; packed here, as memory may be short later
 OUT_OF_FILES = frozenset([errno.EMFILE, errno.ENFILE])
 EXHAUSTED = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
 NO_SUCH_FAMILY = frozenset([errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
-# a flag of send: lets Linux put the data and the FIN in one segment
-MORE_FOLLOWS = getattr(socket, "MSG_MORE", 0)
+MORE_FOLLOWS = getattr(socket, "MSG_MORE", 0)  # lets Linux put the data and the FIN in one segment
 
 # The states of a stream.
 OPEN = "open"
-# output is flushed, then our direction is shut down; input is thrown away until the peer ends
-LINGERING = "lingering"
-CLOSING = "closing"  # output is flushed, then the socket is closed; the peer has ended, or says no more
+LINGERING = "lingering"  # flushes output, then shuts down its direction; discards input until the peer closes
+CLOSING = "closing"  # flushes output, then closes the socket: no more input is expected
 CLOSED = "closed"
 
-# What becomes of the input of an open stream.
-FLOWING = 0  # the handler is called when there is more
+# The flow of an open stream's input. FLOWING is falsy: see Stream.settle.
+FLOWING = 0  # the handler is called when more has arrived
 PAUSED = 1  # nothing is read, and the handler is not called
-RESUMED = 2  # the handler is called next turn, also without more
+RESUMED = 2  # the handler is called in the next turn, even if nothing more has arrived
 
 
 class Stream:
-    """A connected socket with a buffer for each direction. What is watched for follows from its state."""
+    """A connected socket with a buffer for each direction. Its state determines which events are watched."""
 
     __slots__ = ("loop", "handler", "interest", "input", "ended", "state",
                  "_socket", "_output", "_flow", "_error", "_deadline", "_discarded")
@@ -70,16 +58,15 @@ class Stream:
         self.loop = loop
         self.handler = handler
         self.interest = 0
-        self.input = b""  # bytes or bytearray: what the handler has not taken yet
-        self.ended = False  # whether the peer has ended its direction
+        self.input = b""  # bytes or bytearray: received, not yet taken by the handler
+        self.ended = False  # whether the peer has closed its direction
         self.state = OPEN
         self._socket = connection
-        self._output = b""  # b"" or a bytearray: what the kernel has not taken yet
+        self._output = b""  # bytes or bytearray: written, not yet sent
         self._flow = FLOWING
-        # the OSError of a send: nothing more can be sent, but a last ERR may still be there to read
-        self._error = None
+        self._error = None  # the OSError of a failed send; a last message of the peer may still be readable
         self._deadline = None  # the timer that ends lingering and closing
-        self._discarded = 0  # bytes of input thrown away
+        self._discarded = 0  # bytes of input discarded while lingering
         loop.watch(self, READ)
 
     def fileno(self):
@@ -88,30 +75,30 @@ class Stream:
     # ---- for its owner
 
     def room(self):
-        """Bytes that may be written before the stream is no longer read."""
+        """The number of bytes that may be written before the stream stops reading; negative if above."""
         return self.loop.output_high - len(self._output)
 
     def write(self, data):
-        """Sends bytes: at the end of this turn what the kernel takes then, the rest when it can.
+        """Sends data (bytes or bytearray): what the kernel takes at the end of this turn, the rest later.
 
-        All that is written in a turn goes in one send. Once the stream is closing, it does nothing.
+        One send carries everything written in a turn. Does nothing once the stream is closing.
         """
         if self.state is not OPEN or self._error is not None or not data:
             return
         if self._output:
             self._output = grown(self._output, data)
         else:
-            self._output = data if type(data) is bytes else bytes(data)  # the caller may change a bytearray
+            self._output = data if type(data) is bytes else bytes(data)  # callers may change their bytearray
         self.loop.attention[self] = None
 
     def pause(self):
-        """Stops reading, and calling the handler, until `resume`."""
+        """Stops reading and calling the handler until `resume`."""
         if self.state is OPEN:
             self._flow = PAUSED
             self.loop.attention[self] = None
 
     def resume(self):
-        """Calls the handler next turn, with or without more input, and reads again."""
+        """Calls the handler in the next turn, with or without more input, and reads again."""
         if self.state is OPEN:
             self._flow = RESUMED
             self.loop.attention[self] = None
@@ -124,12 +111,13 @@ class Stream:
     def close(self, expect_more=True):
         """Flushes the output and closes, so that all of it reaches the peer.
 
-        The kernel answers unread input at a close with a reset, and throws away what the peer has not read
-        yet (RFC 2525, 2.17). So the stream lingers: it flushes, shuts its own direction down, throws away
-        what still comes, and closes when the peer ends, at a deadline, or at a cap. With expect_more=False,
-        where the peer has nothing more to say, the socket is closed as soon as the output is flushed, which
-        saves a turn and two system calls; a peer that does say more at this very moment may lose the last of
-        the output.
+        If input is unread at a close, the kernel sends a reset, and the peer loses what it has not read yet
+        (RFC 2525, 2.17). So the stream lingers: it flushes, shuts down its own direction, discards further
+        input, and closes when the peer closes, after LINGER_SECONDS or after LINGER_BYTES.
+
+        Pass expect_more=False if the peer will send nothing more: the socket is then closed as soon as the
+        output is flushed, which saves a turn and two system calls. A peer that sends something at this very
+        moment may lose the end of the output.
         """
         if self.state is not OPEN:
             return
@@ -145,7 +133,7 @@ class Stream:
         if self.state is not CLOSED:
             try:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT_OPTION)
-            except OSError:  # the peer was faster
+            except OSError:  # the peer has reset the connection already
                 pass
             self._close(error)
 
@@ -159,11 +147,11 @@ class Stream:
     # ---- for the loop
 
     def on_events(self, mask):
-        """At most one recv, whose data goes to the handler; one send where the kernel has room again."""
+        """Sends once if the socket is writable; receives once if it is readable, and calls the handler."""
         if mask & WRITE:
             unsent = len(self._output)
             self._flush()
-            if len(self._output) == unsent:  # not a byte, though the socket is ready
+            if len(self._output) == unsent:  # reported writable, but takes nothing
                 self.loop.rest(self)
                 return
             self.loop.attention[self] = None
@@ -171,7 +159,7 @@ class Stream:
             return
         try:
             data = self._socket.recv(self.loop.read_size)
-        except (BlockingIOError, InterruptedError):  # nothing, though it is ready
+        except (BlockingIOError, InterruptedError):  # reported readable, but has nothing
             self.loop.rest(self)
             return
         except OSError as error:
@@ -186,19 +174,19 @@ class Stream:
             self.loop.attention[self] = None
 
     def take_up(self):
-        """Calls the handler again where it was resumed, unless too much output is unsent."""
+        """Calls the handler if the stream was resumed, unless too much output is unsent."""
         if self._flow == RESUMED and self._is_output_low():
             self._flow = FLOWING
             self.handler.received(self)
         self.loop.attention[self] = None
 
     def settle(self):
-        """The end of a turn: at most one send, then the selector's interest follows from the state."""
+        """Called at the end of a turn: sends once at most, then updates the selector."""
         if self._output and not self.interest & WRITE:
             self._flush()
             if (self.interest and self.state is OPEN
                     and not (self._output or self._flow or self.input or self.ended)):
-                return False  # nearly always: everything is sent, and the interest is still the same
+                return False  # the usual case: everything is sent, and the interest has not changed
         if self.state is CLOSED:
             return False
         if self.state is not OPEN:
@@ -222,7 +210,7 @@ class Stream:
             return self.state is LINGERING
         if self.ended or self._flow == PAUSED or (self._flow == RESUMED and not self._is_output_low()):
             return False
-        # Reading stops above the high-water mark and starts again below the low one.
+        # Reading stops above the high-water mark and resumes below the low-water mark.
         return self.room() >= 0 if self.interest & READ else self._is_output_low()
 
     def _is_output_low(self):
@@ -231,7 +219,7 @@ class Stream:
     # ---- steps
 
     def _end_or_discard(self, data):
-        """Handles the peer's end (no data), and input after close()."""
+        """Handles the end of input (no data), and input that arrives after close()."""
         self.ended = not data
         if self.state is OPEN:
             if self._error is None:
@@ -243,7 +231,7 @@ class Stream:
         self.loop.attention[self] = None
 
     def _flush(self):
-        """Sends the output, or the first WRITE_SIZE bytes of it."""
+        """Sends the output, at most WRITE_SIZE bytes."""
         output = self._output
         try:
             if len(output) <= WRITE_SIZE:
@@ -264,10 +252,10 @@ class Stream:
             del output[:sent]
 
     def _wind_down(self):
-        """One step from close() to the socket's end: after some output has gone, or the peer has ended."""
+        """One step from `close` to closing the socket, after output was sent or the peer has closed."""
         if self.input:
             if not self.ended:
-                self.state = LINGERING  # the peer did say more
+                self.state = LINGERING  # the peer has sent more
             self.input = b""
         if self.ended:
             self.state = CLOSING
@@ -285,7 +273,7 @@ class Stream:
         self._update()
 
     def _close(self, error):
-        self.state = CLOSED  # first, so that nothing that fails here is tried again
+        self.state = CLOSED  # first, so that a failure below is not repeated
         stop_watching(self)
         connection, self._socket = self._socket, None
         close_file(connection)
@@ -297,18 +285,15 @@ class Stream:
 
 
 def stop_watching(watched):
-    """Watches an object no more, whatever fails.
-
-    Closing its file takes it out of the kernel's list anyway.
-    """
+    """Stops watching an object. Raises nothing: closing the file takes it out of epoll anyway."""
     try:
         watched.loop.watch(watched, 0)
-    except Exception:  # no memory, or the kernel refuses
+    except Exception:  # out of memory, or the kernel refuses
         watched.interest = 0
 
 
 def close_file(connection):
-    """Closes a socket, whatever the kernel says of that: its number is free afterwards."""
+    """Closes a socket and ignores errors: its file number is free in any case."""
     try:
         connection.close()
     except OSError:
@@ -316,7 +301,7 @@ def close_file(connection):
 
 
 def grown(data, more):
-    """Appends more to data (bytes or bytearray), in place if possible: many small pieces stay linear."""
+    """data (bytes or bytearray) with more appended: in place if possible, so that small pieces cost O(n)."""
     if type(data) is bytes:
         data = bytearray(data)
     data += more
@@ -330,12 +315,13 @@ def listen(loop, host, port, accepted, left_out=None, reuse_port=False):
     """Listens on every address of host (text, ASCII) and port (0 takes a free one); returns the Listeners.
 
     accepted(socket) is called for each connection. With reuse_port, other processes of the same user may
-    listen there too, and the kernel spreads the connections. Raises OSError where an address cannot be had;
-    one that is not there, or a family that the kernel lacks, is passed over as long as another works:
-    left_out(address, error) is called for it.
+    listen there too, and the kernel spreads the connections among them.
+
+    Raises OSError if an address cannot be listened on. An address that this host does not have, or whose
+    family the kernel lacks, is skipped if another works; left_out(address, error) is called for it.
     """
     listeners, refusals = [], []
-    for family, address in resolve(host, port, socket.AI_PASSIVE):
+    for family, address in addresses.resolve(host, port, socket.AI_PASSIVE):
         if listeners and not port:  # one free port for all families
             address = (address[0], listeners[0].address[1]) + address[2:]
         try:
@@ -357,10 +343,11 @@ def listen(loop, host, port, accepted, left_out=None, reuse_port=False):
 class Listener:
     """A listening socket. accepted(socket) is called for each connection, non-blocking, with TCP_NODELAY.
 
-    troubled(error), where it is set, is called each time that no connection can be accepted for now.
-    refused(socket), where it is set, is called for each connection for which there is no file left: it may
-    say a last
-    word, and the socket is closed when it returns. A spare file is kept for that.
+    Two more callbacks may be set:
+
+    troubled(error)  called whenever no connection can be accepted for now
+    refused(socket)  called for each connection that comes when the process is out of files. It may send a
+                     last message; the socket is closed afterwards. A spare file is kept for this
     """
 
     def __init__(self, loop, listening, accepted):
@@ -371,10 +358,10 @@ class Listener:
         self._socket = listening
         self._accept = acceptor(listening)
         self._accepted = accepted
-        self._empty = 0  # times in a row that it was ready and gave nothing
-        self._last = None  # how many more are accepted before it closes; None while it does not
+        self._empty = 0  # batches in a row that were empty although the listener was ready
+        self._last = None  # how many more to accept before closing; None until `finish`
         self._resting = None  # the timer that ends a rest
-        self._spare = None  # the number of a file
+        self._spare = None  # the number of the spare file
         self._save_file()
         loop.watch(self, READ)
 
@@ -383,7 +370,7 @@ class Listener:
 
     @property
     def is_open(self):
-        """Whether connections may still come."""
+        """Whether connections may still be accepted."""
         return self._socket is not None
 
     def on_events(self, mask):
@@ -402,13 +389,12 @@ class Listener:
             self._resting = self.loop.rest(self)
 
     def finish(self):
-        """Accepts those who have connected until now, then closes: now, or in the next turns where they are
-        many."""
+        """Accepts the connections already in the backlog, then closes. A long backlog takes several turns."""
         self._last = BACKLOG
         self.on_events(READ)
 
     def _hand_over(self, connection):
-        """An exception in `accepted` costs that connection alone."""
+        """Calls `accepted`; an exception there closes only this connection."""
         try:
             self._accepted(connection)
         except Exception as error:
@@ -419,7 +405,7 @@ class Listener:
                 self.loop.report(error)
 
     def _rest(self, error):
-        """No files, buffers or memory, or nothing but errors: a level-triggered listener would spin."""
+        """Rests: out of files, buffers or memory, or every accept fails, the listener would spin."""
         if self.troubled is not None:
             self.troubled(error)
         if self.refused is not None and getattr(error, "errno", None) in OUT_OF_FILES:
@@ -442,7 +428,7 @@ class Listener:
             try:
                 self.refused(connection)
                 connection.recv(LAST_WORD_READ)
-            except OSError:  # it has gone
+            except OSError:  # the peer has closed already
                 pass
             close_file(connection)
             self._save_file()
@@ -450,20 +436,19 @@ class Listener:
     def _save_file(self):
         try:
             self._spare = os.dup(self._socket.fileno())
-        except OSError:  # tried again at the next rest
+        except OSError:  # the next rest tries again
             pass
 
     def take_up(self):
         self.loop.attention[self] = None
 
     def settle(self):
-        """The end of a rest."""
+        """Called after a rest."""
         if self._socket is not None:
             watch_or_rest(self)
 
     def abort(self, error=None):
-        """An exception in a callback costs the listener a rest, so that one that fails for good does not
-        spin."""
+        """Rests after an exception in a callback, because one that always fails would spin."""
         if self._socket is not None:
             self._resting = self.loop.rest(self)
 
@@ -479,11 +464,10 @@ class Listener:
 
 
 def accept(take, exhausted):
-    """The accept policy: yields a bounded batch of the sockets that take() returns.
+    """The accept policy: yields up to ACCEPT_BATCH sockets, each returned by take().
 
-    exhausted(error) is called, and the batch is over, when out of files or memory; and when all of a batch
-    failed,
-    as they do where a sandbox forbids it, or another has shut the listener down.
+    exhausted(error) is called, and ends the batch, if files, buffers or memory run out. It is also called if
+    every accept of a batch fails: a sandbox forbids it, or another process has shut the socket down.
     """
     failures = 0
     for _ in range(ACCEPT_BATCH):
@@ -498,7 +482,7 @@ def accept(take, exhausted):
             if error.errno in EXHAUSTED:
                 exhausted(error)
                 return
-            # that connection is gone, or a firewall's rule forbids it: the next one may be fine
+            # The connection is gone already, or a firewall rule forbids it: the next one may work.
             failures += 1
             failure = error
             continue
@@ -508,11 +492,10 @@ def accept(take, exhausted):
 
 
 def acceptor(listening):
-    """A function that accepts one connection and returns its socket, non-blocking; raises OSError or
-    MemoryError.
+    """A function that accepts a connection and returns its socket, non-blocking.
 
-    socket.accept() makes enum members and a Python object: 2.4 us of a session's 50. The private function
-    below it is used where it is there.
+    That function raises OSError or MemoryError. socket.accept() creates enum members and another object,
+    2.4 us of a session's 50 us. The private function that it is built on is used if this Python has it.
     """
     accept_number = getattr(listening, "_accept", None)
     family, kind = int(listening.family), int(listening.type)
@@ -530,7 +513,7 @@ def acceptor(listening):
 
 
 def unblocked(connection):
-    """A socket, once it is non-blocking. Raises OSError, and closes it then."""
+    """Makes a socket non-blocking and returns it. If that fails, closes it and raises OSError."""
     try:
         connection.setblocking(False)
     except BaseException:
@@ -540,17 +523,17 @@ def unblocked(connection):
 
 
 def listening_socket(family, address, reuse_port=False):
-    """A non-blocking socket that listens on address; raises OSError."""
+    """A non-blocking socket that listens on address. Raises OSError."""
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or a restart waits for TIME_WAIT
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # restarts do not wait for TIME_WAIT
         if reuse_port:
             if not hasattr(socket, "SO_REUSEPORT"):
                 raise OSError(errno.EOPNOTSUPP, "this system does not let processes share a port")
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
         if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a socket of its own
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has its own socket
         listening.bind(address)
         listening.listen(BACKLOG)
         listening.setblocking(False)
@@ -558,358 +541,3 @@ def listening_socket(family, address, reuse_port=False):
         listening.close()
         raise
     return listening
-
-
-# ---- outgoing connections
-
-
-def connect(loop, host, port, handler):
-    """Connects to the first address of host and port that answers; returns a Connector, which can be aborted.
-
-    Then handler.connected(stream) is called, or handler.closed(None, error) with the last OSError.
-    """
-    return Connector(loop, [(host, port)], handler)
-
-
-class Connector:
-    """An outgoing connection being established: to the first address of one or more servers that answers.
-
-    endpoints   [(host, port)], the preferred one first
-    known       addresses of earlier look-ups, from (host, port) to [(family, address)]: used instead of a
-                look-up, and added to. The address that answers becomes the first of its endpoint
-
-    An address that does not answer soon is not waited for: the next is tried beside it (RFC 8305).
-    """
-
-    def __init__(self, loop, endpoints, handler, known=None):
-        self.loop = loop
-        self.known = {} if known is None else known
-        self.since = None  # when the first address was tried (seconds); None while there is none
-        self.tried = []  # [(host, port), address] of those that were tried
-        self._endpoints = list(endpoints)  # not looked up yet
-        self._addresses = []  # [endpoint, family, address] not tried yet
-        self._pending = set()  # LookUps and Attempts
-        self._handler = handler
-        self._error = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-        # From the loop, so that the caller has this object in hand before anything is called back.
-        self._timer = loop.call_later(0, self._next)
-
-    def abort(self, error=None):
-        """Gives up, without a word to the handler."""
-        self.loop.cancel(self._timer)
-        self._endpoints = self._addresses = ()
-        pending, self._pending = self._pending, set()
-        for each in pending:
-            each.abort()
-
-    def _next(self):
-        """Tries the next address, or looks the next name up, while those before it are still pending."""
-        self.loop.cancel(self._timer)
-        while not self._addresses and self._endpoints:
-            endpoint = self._endpoints.pop(0)
-            try:
-                found = self.known.get(endpoint) or numeric(*endpoint)
-            except OSError as error:
-                self._error = error
-                continue
-            if found:
-                self._found(endpoint, found)
-            else:
-                self._pending.add(LookUp(self.loop, endpoint, self._looked_up))
-                break
-        if self._addresses:
-            self._try(*self._addresses.pop(0))
-        elif not self._pending:
-            self._handler.closed(None, self._error)
-            return
-        if self._addresses or self._endpoints:
-            self._timer = self.loop.call_later(ATTEMPT_DELAY, self._next)
-
-    def _found(self, endpoint, found):
-        self.known[endpoint] = found
-        self._addresses.extend((endpoint, family, address) for family, address in found[:ADDRESSES_MOST])
-
-    def _looked_up(self, look_up, found, error):
-        self._pending.discard(look_up)
-        if error is None:
-            self._found(look_up.endpoint, alternated(found))
-        else:
-            self._error = error
-        self._next()
-
-    def _try(self, endpoint, family, address):
-        if self.since is None:
-            self.since = self.loop.now
-        self.tried.append((endpoint, address))
-        attempt = Attempt(self, endpoint, family, address)
-        self._pending.add(attempt)
-        try:
-            attempt.start()
-        except OSError as error:
-            self.failed(attempt, error)
-
-    def failed(self, attempt, error):
-        """One address cannot be connected to: the next one."""
-        self._pending.discard(attempt)
-        attempt.abort()
-        self._error = error
-        # From the loop: many addresses that fail at once are no deeper recursion than one.
-        self.loop.cancel(self._timer)
-        self._timer = self.loop.call_later(0, self._next)
-
-    def succeeded(self, attempt, connection):
-        """The connection is established (a socket): the other attempts are dropped."""
-        self._pending.discard(attempt)
-        self.abort()
-        found = self.known[attempt.endpoint]
-        first = attempt.family, attempt.address
-        self.known[attempt.endpoint] = [first] + [each for each in found if each != first]
-        self.tried = [(attempt.endpoint, attempt.address)]
-        stream = Stream(self.loop, connection, self._handler)
-        try:
-            self._handler.connected(stream)
-        except Exception:
-            stream.abort()
-            raise
-
-
-class Attempt:
-    """One address being connected to."""
-
-    __slots__ = ("connector", "endpoint", "family", "address", "interest", "_socket")
-
-    def __init__(self, connector, endpoint, family, address):
-        self.connector = connector
-        self.endpoint = endpoint
-        self.family = family
-        self.address = address
-        self.interest = 0
-        self._socket = None
-
-    def fileno(self):
-        return self._socket.fileno()
-
-    def start(self):
-        """Begins to connect; raises OSError."""
-        self._socket = socket.socket(self.family, socket.SOCK_STREAM)
-        self._socket.setblocking(False)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        code = self._socket.connect_ex(self.address)
-        if code in (errno.EINPROGRESS, errno.EINTR):
-            self.connector.loop.watch(self, WRITE)
-        else:
-            self._check(code)
-
-    def on_events(self, mask):
-        self._check(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-
-    def _check(self, code):
-        if not code:
-            try:
-                # Connecting to a free port of one's own host can meet oneself (a simultaneous open).
-                if self._socket.getsockname() == self._socket.getpeername():
-                    code = errno.ECONNREFUSED
-            except OSError as error:  # reset at this very moment
-                code = error.errno
-        if code:
-            self.connector.failed(self, OSError(code, os.strerror(code)))
-            return
-        self.connector.loop.watch(self, 0)
-        connection, self._socket = self._socket, None
-        self.connector.succeeded(self, connection)
-
-    def abort(self, error=None):
-        """Drops the socket."""
-        if self._socket is not None:
-            self.connector.loop.watch(self, 0)
-            self._socket.close()
-            self._socket = None
-
-
-# ---- names and addresses
-
-
-def resolve(host, port, flags=0):
-    """[(family, address)] of host (text; empty for every address of this machine) and port, each once.
-
-    An IPv6 address may stand in brackets. The host goes in as bytes: as text it needs the idna codec, which
-    small builds lack, even for 127.0.0.1. Raises OSError where there is none, also for a host that is not
-    ASCII. It blocks, unless the flags say AI_NUMERICHOST.
-    """
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    try:
-        name = host.encode("ascii") or None
-    except UnicodeError:
-        raise OSError(errno.EINVAL, "a host name has to be ASCII") from None
-    found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=flags)
-    # A name that stands twice in /etc/hosts has its address twice, which nobody can listen on.
-    return list(collections.OrderedDict.fromkeys((family, address) for family, _, _, _, address in found))
-
-
-def numeric(host, port):
-    """`resolve` for an address, without a look-up; None for a name. Raises OSError for neither."""
-    try:
-        return resolve(host, port, socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        return None
-
-
-def alternated(addresses):
-    """[(family, address)] with the families in turns: one of them may lead nowhere."""
-    first = [each for each in addresses if each[0] == addresses[0][0]]
-    others = [each for each in addresses if each[0] != addresses[0][0]]
-    pairs = zip(first, others)
-    shorter = min(len(first), len(others))
-    return [each for pair in pairs for each in pair] + first[shorter:] + others[shorter:]
-
-
-def parse_endpoint(text):
-    """(host, port) of HOST, HOST:PORT, [ADDRESS] or [ADDRESS]:PORT (text); port is None where there is none.
-
-    An IPv6 address may also stand alone without brackets. Raises ValueError.
-    """
-    host, colon, port = text.rpartition(":")
-    if text.startswith("["):
-        host, bracket, rest = text[1:].partition("]")
-        colon, port = rest[:1], rest[1:]
-        if not bracket or rest and colon != ":":
-            raise ValueError("no closing bracket, or something else than a port after it")
-    elif not colon or ":" in host:
-        host, colon = text, ""
-    if not host or len(host.split()) != 1 or host.strip() != host:
-        raise ValueError("no host")
-    if not colon:
-        return host, None
-    if not (0 < len(port) <= 5 and set(port) <= set("0123456789") and 1 <= int(port) <= PORT_MOST):
-        raise ValueError("no port")
-    return host, int(port)
-
-
-def format_endpoint(host, port):
-    """HOST:PORT or [ADDRESS]:PORT (text)."""
-    return ("[%s]:%d" if ":" in host else "%s:%d") % (host, port)
-
-
-class LookUp:
-    """The addresses of a name, looked up by a child process: getaddrinfo blocks, and then no signal is heard.
-
-    done(look_up, [(family, address)], error) is called once, unless it is aborted; error is an OSError or
-    None. Where there is no fork, or other threads run, whose locks a fork could leave taken, the loop waits
-    for the answer.
-    """
-
-    def __init__(self, loop, endpoint, done):
-        self.loop = loop
-        self.endpoint = endpoint
-        self.interest = 0
-        self._done = done
-        self._answer = b""
-        self._child = self._reader = None
-        self._timer = loop.call_later(LOOK_UP_SECONDS, self._time_is_up)
-        if not self._fork():
-            loop.cancel(self._timer)
-            self._timer = loop.call_later(0, self._block)
-
-    def fileno(self):
-        return self._reader
-
-    def _fork(self):
-        if not may_fork():
-            return False
-        try:
-            self._reader, writer = os.pipe()
-            try:
-                self._child = os.fork()
-            except OSError:
-                os.close(writer)
-                raise
-        except OSError:  # too many files or processes
-            self.abort()
-            return False
-        if not self._child:
-            try:
-                look_up_alone(writer, *self.endpoint)
-            finally:
-                os._exit(0)  # without what the parent has in its buffers
-        os.close(writer)
-        self.loop.watch(self, READ)
-        return True
-
-    def on_events(self, mask):
-        data = os.read(self._reader, ANSWER_SIZE)
-        if data:
-            self._answer += data
-            return
-        try:
-            found, error = parse_answer(self._answer)
-        except (ValueError, IndexError):
-            found, error = None, OSError(errno.EIO, "the look-up died without an answer")
-        self._end(found, error)
-
-    def _block(self):
-        try:
-            found, error = resolve(*self.endpoint), None
-        except OSError as failure:
-            found, error = None, failure
-        if not (found or error):
-            error = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-        self._end(found, error)
-
-    def _time_is_up(self):
-        self._end(None, OSError(errno.ETIMEDOUT, "the look-up took longer than %g s" % LOOK_UP_SECONDS))
-
-    def _end(self, found, error):
-        self.abort()
-        self._done(self, found, error)
-
-    def abort(self, error=None):
-        """Ends the child, whether it has answered or not."""
-        self.loop.cancel(self._timer)
-        if self._reader is not None:
-            self.loop.watch(self, 0)
-            os.close(self._reader)
-            self._reader = None
-        if self._child:
-            try:
-                os.kill(self._child, signal.SIGKILL)
-                os.waitpid(self._child, 0)
-            except OSError:  # reaped already, where children are ignored
-                pass
-            self._child = None
-
-
-def may_fork():
-    """Whether a child process can look a name up: there is fork, and no other thread that may hold a lock."""
-    threading = sys.modules.get("threading")
-    return hasattr(os, "fork") and (threading is None or threading.active_count() == 1)
-
-
-def look_up_alone(writer, host, port):
-    """The child's part of a LookUp: writes the answer to a file (its number)."""
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
-    # What stays open here would not be closed for its peer when the parent closes it.
-    os.closerange(3, writer)
-    os.closerange(writer + 1, max(writer + 1, CHILD_FILES))
-    try:
-        lines = ["%d %s" % (family, " ".join(map(str, address))) for family, address in resolve(host, port)]
-    except OSError as error:
-        kind = "resolver" if isinstance(error, socket.gaierror) else "system"
-        lines = ["error %s %d %s" % (kind, error.errno or 0, error.strerror)]
-    os.write(writer, "\n".join(lines[:ADDRESSES_MOST]).encode("ascii", "replace"))
-
-
-def parse_answer(answer):
-    """([(family, address)], error) from what a child wrote; raises ValueError or IndexError if cut off."""
-    lines = answer.decode("ascii").split("\n")
-    if lines[0].startswith("error "):
-        _, kind, number, text = lines[0].split(" ", 3)
-        return None, (socket.gaierror if kind == "resolver" else OSError)(int(number), text)
-    found = []
-    for line in lines:
-        family, host, *numbers = line.split(" ")
-        found.append((int(family), (host,) + tuple(map(int, numbers))))
-    return found, None

@@ -4,12 +4,13 @@ import collections
 import os
 
 from . import protocol, sequence
+from .addresses import PORT_MOST, format_endpoint, parse_endpoint
+from .connect import Connector
 from .errors import (ChecksumMismatch, ConnectionLost, FetchError, Forgotten, ProtocolBroken, Refused,
                      UsageError)
 from .journal import Journal, load
 from .loop import Loop
 from .pipeline import split_numbers
-from .stream import PORT_MOST, Connector, format_endpoint, parse_endpoint
 
 HOST = "127.0.0.1"
 HOSTS_MOST = 16  # servers of a fleet

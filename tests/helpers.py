@@ -27,6 +27,19 @@ SOCKET_WAIT = 0.005  # real seconds that one turn of `turn_until` waits for sock
 ANY_PORT = "127.0.0.1", 0
 
 
+def has_ipv6():
+    """Whether ::1 can be listened on."""
+    try:
+        with socket.socket(socket.AF_INET6) as one:
+            one.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="there is no ::1 here")
+
+
 class Clock:
     """A clock whose seconds pass when told. It does not begin at 0."""
 

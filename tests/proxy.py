@@ -3,7 +3,8 @@
 What becomes of a connection is a Plan's to say, and each connection can have its own.
 """
 
-from numseq.stream import Stream, connect, listen
+from numseq.connect import connect
+from numseq.stream import Stream, listen
 
 UP, DOWN = "up", "down"  # from the client to the server, and back
 RST, FIN = "RST", "FIN"

@@ -22,7 +22,7 @@ import random
 import selectors
 import socket as real_socket
 
-from numseq import protocol, stream
+from numseq import addresses, connect, protocol, stream
 from numseq.errors import FetchError
 from numseq.journal import Journal
 from numseq.loop import READ, WRITE, Loop
@@ -520,7 +520,7 @@ class LookUp:
 
 
 class Module:
-    """Stands for the socket module in numseq.stream."""
+    """Stands for the socket module in numseq's modules of connections."""
 
     def __init__(self, network):
         self._network = network
@@ -540,7 +540,7 @@ class Module:
 
 
 class Network:
-    """A server at SERVER_ADDRESS, a link to it, and a clock; while it is entered, numseq.stream runs on it.
+    """A server at SERVER_ADDRESS, a link to it, and a clock. numseq's modules use them while it is entered.
 
     link      a Link, for all addresses; `links` has others, from address
     names     from host to ([address] or OSError, seconds that the look-up takes)
@@ -565,9 +565,11 @@ class Network:
         self._patches = contextlib.ExitStack()
 
     def __enter__(self):
-        for name, value in ("socket", Module(self)), ("LookUp", LookUp):
-            self._patches.callback(setattr, stream, name, getattr(stream, name))
-            setattr(stream, name, value)
+        sockets = Module(self)
+        for module, name, value in ((addresses, "socket", sockets), (stream, "socket", sockets),
+                                    (connect, "socket", sockets), (connect, "LookUp", LookUp)):
+            self._patches.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, value)
         state = random.getstate()
         self._patches.callback(random.setstate, state)
         random.seed(self._seed)  # of the pauses' jitter

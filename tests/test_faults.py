@@ -14,12 +14,12 @@ from programs import CLIENT_ID, HOST, numbers_of
 from proxy import DOWN, FIN, RST, UP, Plan, Proxy
 
 from numseq import protocol
+from numseq.connect import connect
 from numseq.transfer import TIMEOUT, Fetch, new_id
 from numseq.errors import ConnectionLost
 from numseq.journal import Journal, load
 from numseq.server import SESSION_TIMEOUT, Server
 from numseq.store_memory import MemoryStore
-from numseq.stream import connect
 
 lesson = pytest.mark.lesson
 ID = CLIENT_ID.encode("ascii")

@@ -16,8 +16,9 @@ import pytest
 
 from helpers import ANY_PORT, Recorder, TimeSelector, boom, echo, is_idle, read_from, read_to_end, turn_until
 from numseq import loop as reactor
+from numseq.connect import connect
 from numseq.loop import READ, WRITE, Loop, Poller
-from numseq.stream import Stream, connect, listen
+from numseq.stream import Stream, listen
 
 lesson = pytest.mark.lesson
 

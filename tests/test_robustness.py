@@ -13,8 +13,9 @@ import pytest
 
 from helpers import ANY_PORT, Recorder, turn_until
 from numseq import stream as stream_module
+from numseq.addresses import resolve
 from numseq.loop import READ, REST_SECONDS, WAIT_PAUSE, Loop, working_selector
-from numseq.stream import Listener, listen, listening_socket, resolve
+from numseq.stream import Listener, listen, listening_socket
 
 CODES = [errno.EINTR, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS, errno.EMFILE, errno.EIO, errno.EINVAL,
          errno.EPERM]

@@ -55,12 +55,12 @@ def test_reuse_port_is_refused_without_a_shared_store(programs, options):
     assert ended.err.count("\n") == 1 and "--reuse-port" in ended.err
 
 
-STORES = {"store_memory", "store_file", "store_redis", "resp"}
+STORES = {"store_memory", "store_file", "store_redis", "redis_client", "resp"}
 
 
 @pytest.mark.parametrize("url, modules", [
     ("memory:", {"store_memory"}), ("file:%s", {"store_memory", "store_file"}),
-    ("redis://127.0.0.1:1", {"store_redis", "resp"}),
+    ("redis://127.0.0.1:1", {"store_redis", "redis_client", "resp"}),
 ])
 def test_nothing_is_imported_for_a_store_that_is_not_used(tmp_path, url, modules):
     url = url.replace("%s", str(tmp_path / "store"))

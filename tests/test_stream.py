@@ -1,4 +1,4 @@
-"""Streams, listeners and connectors: sockets on the loop."""
+"""Streams and listeners: sockets on the loop."""
 
 import errno
 import os
@@ -8,27 +8,17 @@ import subprocess
 
 import pytest
 
-from helpers import (ANY_PORT, Recorder, boom, echo, fill, interest, is_idle, read_from, read_to_end, reset,
-                     run_python, spy_on, turn_until)
+from helpers import (ANY_PORT, Recorder, boom, echo, fill, interest, is_idle, needs_ipv6, read_from,
+                     read_to_end, reset, run_python, spy_on, turn_until)
+from numseq import addresses
 from numseq import loop as reactor
 from numseq import stream as module
+from numseq.connect import connect
 from numseq.loop import READ, REST_SECONDS, WRITE
-from numseq.stream import Stream, connect, listen
+from numseq.stream import Stream, listen
 
 lesson = pytest.mark.lesson
 SMALL = 4096  # kernel buffers that fill at once
-
-
-def has_ipv6():
-    try:
-        with socket.socket(socket.AF_INET6) as one:
-            one.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="there is no ::1 here")
 
 
 # ---- accepting
@@ -236,7 +226,7 @@ def test_family_that_the_kernel_lacks_is_left_out(loop, monkeypatch, missing):
         return plain(family, address)
 
     monkeypatch.setattr(module, "listening_socket", without_one)
-    monkeypatch.setattr(module, "resolve", lambda *_: [(socket.AF_INET, ANY_PORT)] * 2)
+    monkeypatch.setattr(addresses, "resolve", lambda *_: [(socket.AF_INET, ANY_PORT)] * 2)
     listener, = listen(loop, "localhost", 0, boom)
     listener.close()
 
@@ -246,7 +236,7 @@ def test_address_that_cannot_be_bound_is_an_error(loop, monkeypatch):
     taken = socket.socket()
     taken.bind(ANY_PORT)
     taken.listen(1)
-    monkeypatch.setattr(module, "resolve",
+    monkeypatch.setattr(addresses, "resolve",
                         lambda *_: [(socket.AF_INET, ANY_PORT)] + [(socket.AF_INET, taken.getsockname())])
     with taken, pytest.raises(OSError):
         listen(loop, "localhost", taken.getsockname()[1], boom)
@@ -272,118 +262,6 @@ def test_small_answers_do_not_wait_for_an_acknowledgement(loop, listener, client
         with socket.socket(fileno=os.dup(file)) as end:
             assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert not os.get_blocking(file)
-
-
-# ---- connecting
-
-
-@pytest.fixture
-def closed_port():
-    """An address where nobody listens; it stays reserved."""
-    with socket.socket() as bound:
-        bound.bind(ANY_PORT)
-        yield bound.getsockname()
-
-
-@lesson(24)
-def test_connected_is_called_once_the_connection_stands(loop, listener):
-    handler = Recorder(echo)
-    connect(loop, listener.address[0], listener.address[1], handler)
-    assert handler.events == []  # not before the caller has what `connect` returns
-    turn_until(loop, lambda: handler.events)
-    assert handler.events == ["connected"]
-    assert is_idle(loop)  # and writability is no longer asked for
-    turn_until(loop, lambda: listener.accepted)
-    listener.accepted[0].send(b"x")
-    assert read_from(loop, listener.accepted[0], 1) == b"x"
-    handler.stream.abort()
-
-
-@lesson(24)
-def test_refused_connection_is_reported(loop, closed_port):
-    handler = Recorder()
-    connect(loop, closed_port[0], closed_port[1], handler)
-    turn_until(loop, lambda: handler.events)
-    assert handler.events == ["closed"]
-    assert handler.error.errno == errno.ECONNREFUSED
-    assert isinstance(handler.error, ConnectionRefusedError)
-    assert len(loop.poller.selector.get_map()) == 0
-
-
-@lesson(24)
-def test_second_address_is_tried_when_the_first_fails(loop, listener, closed_port, monkeypatch):
-    """`localhost` has two addresses, and the server may listen on one. A family may be missing altogether."""
-    addresses = [(socket.AF_INET, closed_port), (-1, closed_port), (socket.AF_INET, listener.address)]
-    monkeypatch.setattr(module, "resolve", lambda *_: addresses)
-    handler = Recorder()
-    connect(loop, "localhost", 1, handler)
-    turn_until(loop, lambda: handler.events)
-    assert handler.events == ["connected"]
-    handler.stream.abort()
-
-
-@lesson(24)
-@needs_ipv6
-def test_localhost_reaches_a_server_that_has_only_ipv4(loop, listener, monkeypatch):
-    port = listener.address[1]
-    monkeypatch.setattr(module, "resolve",
-                        lambda *_: [(socket.AF_INET6, ("::1", port, 0, 0)),
-                                    (socket.AF_INET, ("127.0.0.1", port))])
-    handler = Recorder()
-    connect(loop, "localhost", port, handler)
-    turn_until(loop, lambda: handler.events)
-    assert handler.events == ["connected"]
-    handler.stream.abort()
-
-
-@lesson(24)
-def test_host_without_an_address_is_reported(loop, monkeypatch):
-    monkeypatch.setattr(module, "resolve", lambda *_: [])
-    handler = Recorder()
-    connect(loop, "localhost", 1, handler)
-    turn_until(loop, lambda: handler.events)
-    assert handler.events == ["closed"]
-    assert isinstance(handler.error, OSError)
-
-
-@lesson(24)
-def test_client_never_connects_to_itself(loop, sockets, monkeypatch):
-    """A connect to a free local port can get that very port as its source port (TCP simultaneous open)."""
-    itself = socket.socket()
-    sockets.append(itself)
-    itself.bind(ANY_PORT)
-    monkeypatch.setattr(module, "resolve", lambda *_: [(socket.AF_INET, itself.getsockname())])
-    with monkeypatch.context() as patch:
-        patch.setattr(socket, "socket", lambda *_: itself)
-        handler = Recorder()
-        connect(loop, "localhost", 1, handler)
-        turn_until(loop, lambda: handler.events)
-    assert handler.events == ["closed"]
-    assert handler.error.errno == errno.ECONNREFUSED
-
-
-@pytest.mark.parametrize("turns", [0, 1])
-def test_connection_given_up_is_not_reported(loop, listener, turns):
-    handler = Recorder()
-    connector = connect(loop, listener.address[0], listener.address[1], handler)
-    if turns:
-        loop.turn()  # it is on its way
-    connector.abort()
-    connector.abort()
-    assert is_idle(loop)
-    assert handler.events == []
-    assert [key.data for key in loop.poller.selector.get_map().values()] == [listener]
-
-
-@lesson(23)
-def test_exception_in_connected_closes_the_connection(loop, listener):
-    handler = Recorder()
-    handler.connected = boom
-    connect(loop, listener.address[0], listener.address[1], handler)
-    turn_until(loop, lambda: loop.errors)
-    assert isinstance(loop.errors.pop(), ValueError)
-    assert handler.events == ["closed"]
-    assert [key.data for key in loop.poller.selector.get_map().values()] == [listener]
 
 
 # ---- streams: output
