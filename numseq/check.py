@@ -6,12 +6,14 @@ import socket
 import sys
 import time
 
-from . import lines, output, protocol, signals, stream, writer
+from . import lines, output, protocol, signals, writer
+from .addresses import format_endpoint
 from .console import MISSING, Console, file_of
 from .errors import ChecksumMismatch, ConnectionLost, ProtocolBroken
 from .figures import END, LOCAL, LOOKUP, NETWORK, REFUSED, RESET, SESSION, SILENCE, Drop, Failure, Figures
 from .journal import Journal
 from .loop import Loop
+from .stream import EXHAUSTED as EXHAUSTED_FILES
 from .transfer import BATCH, HOST, TIMEOUT, WINDOW, WINDOW_MOST, Fetch, Observer, endpoints, new_id
 from .units import counted, duration, short_time, whole
 from .version import __version__
@@ -45,7 +47,7 @@ ENDED_BY = {signal.SIGINT: None, signal.SIGTERM: 143, signal.SIGHUP: 129}  # Non
 UNFINISHED = b"<!DOCTYPE html><title>numseq check</title><p>The check is not over yet.\n"
 
 # This machine has no more files, memory or ports.
-EXHAUSTED = stream.EXHAUSTED | {errno.EADDRNOTAVAIL, errno.EADDRINUSE}
+EXHAUSTED = EXHAUSTED_FILES | {errno.EADDRNOTAVAIL, errno.EADDRINUSE}
 
 # The cause of a drop, by what its connection ended with.
 CAUSES = (
@@ -236,7 +238,7 @@ class Check:
         self._lines = [0, 0]  # drops told in this interval: unexpected ones, expected ones
         self.start = {
             "type": "start", "version": VERSION, "numseq": __version__, "time": time.time(),
-            "servers": [stream.format_endpoint(*each)
+            "servers": [format_endpoint(*each)
                         for each in endpoints(settings.hosts or HOST, settings.port)],
             "clients": settings.clients, "duration": settings.duration, "interval": settings.interval,
             "n": self.n, "batch_size": settings.batch_size, "window": self.window,

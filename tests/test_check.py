@@ -19,7 +19,7 @@ from helpers import ROOT, pass_time
 from programs import HOST, Liar, hang, honest, instead, numbers_of
 from proxy import DOWN, FIN, RST, UP, Plan, Proxy
 
-from numseq import check, connect, figures, lines
+from numseq import check, figures, lines
 from numseq.check import Check
 from numseq.client import parse_arguments
 from numseq.errors import ConnectionLost, Refused

@@ -1,7 +1,5 @@
 """Whole sessions on a file and on Redis: old and new versions, and builds that lack much."""
 
-import os
-
 import pytest
 
 from builds import modules, newest, oldest, prepared, scripts, session, unpredictable_session
@@ -44,7 +42,6 @@ def test_session_with_each_store_without_what_small_builds_lack(
     session(build, build, tmp_path)
 
 
-def test_session_with_each_store_on_debian_minimal(debian, source, tmp_path, variables):
-    home = os.path.dirname(os.path.dirname(debian))
-    build = modules(debian, source, "-P", "-s", "-S", "-B", environment=dict(variables, PYTHONHOME=home))
+def test_session_with_each_store_on_debian_minimal(minimal, source, tmp_path, variables):
+    build = modules(minimal, source, "-B", environment=variables)
     session(build, build, tmp_path)
