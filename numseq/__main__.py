@@ -13,8 +13,6 @@ if __name__ == "__main__" and not __package__:
 import os
 import sys
 
-from . import early, signals
-
 USAGE = """usage: %(prog)s                       show a fetch whose connection is cut, in one process
        %(prog)s server PORT [...]     run the server
        %(prog)s client COMMAND [...]  run the client"""
@@ -31,9 +29,13 @@ def main(arguments=None):
         if not arguments:
             from .demo import main as run
         elif command == "server":
+            from . import early
+
             early.handle_signals()  # before all that takes time to load
             from .server import main as run
         elif command == "client":
+            from . import signals
+
             signals.catch()  # the same
             from .client import main as run
         else:
@@ -46,6 +48,8 @@ def main(arguments=None):
 
 def server():
     """The command numseq-server; returns the exit status."""
+    from . import early
+
     early.handle_signals()
     from .server import main as run
 
@@ -54,6 +58,8 @@ def server():
 
 def client():
     """The command numseq-client; returns the exit status."""
+    from . import signals
+
     signals.catch()
     from .client import main as run
 
