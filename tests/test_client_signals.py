@@ -144,7 +144,7 @@ def descendant(pid, generations):
 
 MODULES = [
     "numseq", "numseq.errors", "numseq.signals", "numseq.client", "numseq.journal", "selectors",
-    "numseq.loop", "numseq.transfer", "random", "numseq.options", "argparse"
+    "numseq.loop", "numseq.transfer", "numseq.options", "argparse"
 ]
 HOOK = """
 import os, runpy, sys
@@ -154,7 +154,7 @@ class Hook:
             sys.meta_path.remove(self)
             os.kill(os.getpid(), %d)
 sys.meta_path.insert(0, Hook())
-for name in [name for name in sys.modules if name in (%r, "random")]:
+for name in [name for name in sys.modules if name == %r]:
     del sys.modules[name]
 sys.argv = %r
 sys.path.insert(0, %r)
