@@ -123,6 +123,7 @@ class Fetch:
         self._known = {} if known is None else known
         self._done = done
         self._sequence = PRESENT if resume else ABSENT
+        self._init_lost = False  # whether an earlier INIT may still be carried out
         self._window_most = max(window, 1)
         self._window_limit = self._window_most  # lower where the link fell silent
         self._window = None  # requests in flight that the link seems to carry; None before it is known
@@ -551,7 +552,8 @@ class Fetch:
         does_not_exist = opening and str(error) == protocol.DOES_NOT_EXIST.format(client_id)
         if does_not_exist and self._opened_with is protocol.CONT:
             if self._sequence is UNKNOWN:
-                self._sequence = ABSENT  # the INIT that was not answered has not arrived either
+                self._sequence = ABSENT  # the INIT that was not answered has not arrived, or not yet
+                self._init_lost = True
                 self._unlink()
                 self._connect()
             else:
@@ -559,8 +561,12 @@ class Fetch:
                 forgotten.advises = self._acknowledged > 0  # a transcript of a single refusal says enough
                 self._end(forgotten)
         elif opening and str(error) in PASSING and self._may_retry():
-            if self._opened_with is protocol.INIT:
-                self._sequence = ABSENT
+            if self._opened_with is protocol.INIT and str(error) != protocol.STORE_FAILED:
+                self._sequence = ABSENT  # a store that failed may have created it nevertheless
+            self._lost(error)
+        elif (self._init_lost and self._opened_with is protocol.INIT and self._may_retry()
+                and str(error) == protocol.ALREADY_EXISTS.format(client_id)):
+            self._sequence = PRESENT  # by an earlier INIT, which the store carried out late
             self._lost(error)
         else:
             if self._watch and not isinstance(error, Refused):

@@ -557,6 +557,31 @@ def test_init_that_never_arrived_is_sent_again_once_that_is_known(run, liar, clo
     assert [peer.heard[0] for peer in server.peers] == [INIT, CONT, INIT]
 
 
+FAILED = b"ERR,The sequence cannot be kept now;"
+EXISTS = b"ERR,%s already exist;" % CLIENT_ID.encode("ascii")
+
+
+def test_init_that_the_store_failed_may_have_been_carried_out(run, liar, clock, begun):
+    server = liar(instead(GOOD, INIT=FAILED), instead(GOOD, CONT=FAILED), GOOD)
+    assert run(server, retry=5).wait(clock) is None
+    assert [peer.heard[0] for peer in server.peers] == [INIT, CONT, CONT]
+    assert list(begun.numbers) == NUMBERS
+
+
+def test_init_that_the_store_carried_out_late_is_continued(run, liar, clock, begun):
+    server = liar(instead(GOOD, INIT=FAILED), instead(GOOD, CONT=MISSING), instead(GOOD, INIT=EXISTS), GOOD)
+    assert run(server, retry=5).wait(clock) is None
+    assert [peer.heard[0] for peer in server.peers] == [INIT, CONT, INIT, CONT]
+    assert list(begun.numbers) == NUMBERS
+
+
+def test_server_that_denies_each_message_in_turn_ends_the_fetch(run, liar, clock):
+    server = liar(instead(GOOD, INIT=cut), *[instead(GOOD, INIT=EXISTS, CONT=MISSING)] * 50)
+    error = run(server, retry=5).wait(clock)
+    assert type(error) is errors.Forgotten
+    assert len(server.peers) == 4
+
+
 def test_sequence_that_the_server_has_forgotten_is_not_begun_again(run, liar, clock, begun):
     server = liar(instead(GOOD, RECV_2=cut), instead(GOOD, CONT=MISSING))
     error = run(server, retry=5, window=1).wait(clock)
