@@ -17,6 +17,9 @@ from programs import SHARED_SECONDS, Programs, ServerProgram
 
 
 def pytest_configure(config):
+    # A shell has its background jobs ignore SIGINT, as in `sh tests/run`, and the programs keep that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for marker in ("lesson(number): shows that a known mistake of reactors is not made; see docs/lessons.md",
                    "slow: takes seconds; `sh tests/run quick` leaves it out"):
         config.addinivalue_line("markers", marker)

@@ -174,7 +174,6 @@ def test_server_runs_with_the_longest_and_the_shortest_timeouts(seconds, which, 
 def test_client_runs_with_a_timeout_of_31_years(tmp_path):
     build = scripts(sys.executable, ROOT, environment={"PYTHONDONTWRITEBYTECODE": "1"})
     with builds.serving(build, str(tmp_path), TEST_MODE="1") as port:
-        new = ["NEW", 5, port, "--client_id", CLIENT_ID, "--timeout", HUGE, "--state",
-               os.devnull + "/none"]
+        new = ["NEW", 5, port, "--client_id", CLIENT_ID, "--timeout", HUGE]
         status, out, err = build.run("client", new, str(tmp_path))
     assert (status, out) == (0, TRANSCRIPT_1)
