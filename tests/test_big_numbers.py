@@ -1,6 +1,5 @@
 """Very large and very small times and counts: on the command lines, in timers and in selectors."""
 
-import os
 import selectors
 import socket
 import subprocess
