@@ -65,8 +65,9 @@ SHRINK = 4  # the window is divided by at most this after a connection that left
 
 # ---- what earlier connections say about the next one
 
-# A connection older than LATER times the age at which answered requests were sent, plus LATER_SECONDS, uses a
-# small window, since replies would come after the end of the session.
+# The age of a connection at its latest answered request shows how late a request may be. When the next
+# connection is older than LATER times that age plus LATER_SECONDS, it divides its window by SHRINK, since most
+# replies would come after the end of the session.
 LATER = 1.25
 LATER_SECONDS = 0.1  # seconds
 # A connection that was silent for this share of its time fell silent early: the link may lose large bursts or
@@ -336,7 +337,7 @@ class Fetch:
             self._eager = True  # requests sent after the ACK may come too late for the session
 
     def _change_server(self):
-        """After a connection that brought nothing: tries the next server, and later this one's next address."""
+        """After a connection that brought nothing: next server first, and this one's next address later."""
         endpoint = self._endpoints[0]
         if self._opened_with is not None:
             if self._phase is OPENING:
