@@ -66,8 +66,8 @@ SHRINK = 4  # the window is divided by at most this after a connection that left
 # ---- what earlier connections say about the next one
 
 # The age of a connection at its latest answered request shows how late a request may be. When the next
-# connection is older than LATER times that age plus LATER_SECONDS, it divides its window by SHRINK, since most
-# replies would come after the end of the session.
+# connection is older than LATER times that age plus LATER_SECONDS, its window is divided by SHRINK, since
+# most replies would come after the end of the session.
 LATER = 1.25
 LATER_SECONDS = 0.1  # seconds
 # A connection that was silent for this share of its time fell silent early: the link may lose large bursts or
@@ -229,7 +229,7 @@ class Fetch:
 
     def _check_connecting(self):
         """Gives the attempt up when its time is over, without the look-up, which has a limit of its own."""
-        since = self._link.since
+        since = self._link.since  # None during the look-up
         due = (self.loop.now if since is None else since) + self._patience
         if due > self.loop.now:
             self._timer = self.loop.call_at(due, self._check_connecting)
