@@ -9,7 +9,10 @@ SCRIPT_MOST = 128 * 1024  # bytes read of /proc/self/cmdline; nobody types a lon
 
 
 def join(words):
-    """The command line (text) of the words (list of text): printable ASCII, and line feeds that end a word."""
+    """The command line (text) of the words (list of text), in printable ASCII.
+
+    The only exception are line feeds at the end of a word.
+    """
     return " ".join(map(quote, words))
 
 
@@ -63,7 +66,7 @@ def _original_words():
 
 
 def _is_command(script):
-    """Whether a shell finds the script in its PATH."""
+    """Whether a shell finds this script by its name alone, in PATH."""
     name = os.path.basename(script)
     for folder in os.get_exec_path():
         path = os.path.join(folder, name)
