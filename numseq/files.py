@@ -1,4 +1,4 @@
-"""Writes, replaces and locks files safely: the one place of the package for this.
+"""Writes, replaces and locks the files of a client safely: its state, and its outputs.
 
 A file is replaced atomically: the new one is written beside it under a random hidden name, forced to the
 disk and renamed. Mode and owner are kept. If a file cannot be replaced (a bind mount, a read-only directory,
