@@ -1,4 +1,7 @@
-"""CHECK: proves a link. Fetches sequences over and over, many at a time, and verifies every number."""
+"""The command CHECK, which tests a link: fetches many sequences at a time, and verifies every number.
+
+docs/check.md describes its output and its options.
+"""
 
 import errno
 import signal
@@ -18,38 +21,44 @@ from .transfer import BATCH, HOST, TIMEOUT, WINDOW, WINDOW_MOST, Fetch, Observer
 from .units import counted, duration, short_time, whole
 from .version import __version__
 
-VERSION = 1  # of the lines of --json; a new name does not change it
+VERSION = 1  # version of the lines of --json; stays the same when fields are added
+
+# Defaults of the options.
 CLIENTS = 8
 CLIENTS_MOST = 10000
 DURATION = 10.0  # seconds
 INTERVAL = 1.0  # seconds
-N_USUAL = 10000  # numbers of a sequence: a connection lives for 2,000 requests, if it lives
-N_SHARED = 200 * 1000  # numbers of all clients' sequences together: a second or two on a busy machine
-RETRY = 10  # with the usual timeout as long as a server keeps a sequence
-SESSION_TIMEOUT = 1.0  # seconds that the server lets a connection live: its default
-IN_FLIGHT = 4096  # requests of all clients together: answered well within a session, also by a slow machine
-SEQUENCES_PER_SECOND = 2500  # begun, at most: a server keeps 100,000 for 30 s, which are 3,333 a second
-PAUSE = 1.0  # seconds before a client begins again whose sequence was given up or refused
-# Seconds around the end of the session in which a reset is the session's: a busy loop is late to see that a
-# connection was made, and a busy server and a long link are late to end it (two round trips beside LATE).
-EARLY = 0.1
-LATE = 1.0
-DROP_LINES_MOST = 100  # of an interval, expected or not: more are counted
-SAME_AGE = 0.1  # the part of their age by which resets may differ that have one reason
-SAME_AGE_LEAST = 5  # resets, before anything is concluded from their ages
-AT_ONCE = 1e-6  # seconds between two timers that are due together
-BUSY_LEAST = 0.1  # seconds: in less, the share of a processor means nothing
-BUSY = 0.9  # the part of a processor from which it was the limit
-CONNECTING = "connecting"  # the phase before those of a Fetch
+N_USUAL = 10000  # numbers per sequence: 2,000 requests, on one connection if it lasts
+N_SHARED = 200 * 1000  # numbers of all clients' sequences together: 1 to 2 s of work for a busy machine
+RETRY = 10  # at the default timeout this covers the 30 s for which a server keeps a sequence
+SESSION_TIMEOUT = 1.0  # seconds: the server's default
+IN_FLIGHT = 4096  # requests in flight of all clients: even a slow machine answers them within a session
 
-GIVEN_UP = 4  # the exit status
-ENDED_BY = {signal.SIGINT: None, signal.SIGTERM: 143, signal.SIGHUP: 129}  # None is the status of the result
+# The pace of new sequences.
+SEQUENCES_PER_SECOND = 2500  # limit; a server can keep 100,000 for 30 s, which is 3,333 per second
+PAUSE = 1.0  # seconds until a client tries again after its sequence was given up or refused
+
+# A reset is the expected end of a session from EARLY before it to LATE and two round trips after it. A busy
+# client notices late that a connection was made, and a busy server or a long link ends it late.
+EARLY = 0.1  # seconds
+LATE = 1.0  # seconds
+
+DROP_LINES_MOST = 100  # lines of drops per interval, of expected and unexpected ones each; others are counted
+SAME_AGE = 0.1  # resets count as equally old if their ages differ by less than this share
+SAME_AGE_LEAST = 5  # resets needed before their ages are compared
+AT_ONCE = 1e-6  # seconds: timers this close are due at the same time
+BUSY_LEAST = 0.1  # seconds: in a shorter interval, the share of a processor means nothing
+BUSY = 0.9  # share of a processor from which it counts as the bottleneck
+CONNECTING = "connecting"  # the phase of a drop before a connection was made
+
+GIVEN_UP = 4  # exit status
+ENDED_BY = {signal.SIGINT: None, signal.SIGTERM: 143, signal.SIGHUP: 129}  # exit status; None: of the result
 UNFINISHED = b"<!DOCTYPE html><title>numseq check</title><p>The check is not over yet.\n"
 
-# This machine has no more files, memory or ports.
+# Errors for lack of files, memory or ports on this machine.
 EXHAUSTED = EXHAUSTED_FILES | {errno.EADDRNOTAVAIL, errno.EADDRINUSE}
 
-# The cause of a drop, by what its connection ended with.
+# The cause of a drop, by the class of the connection's error.
 CAUSES = (
     (socket.gaierror, LOOKUP),
     (ConnectionRefusedError, REFUSED),
@@ -59,7 +68,7 @@ CAUSES = (
 
 
 def add_options(add):
-    """Adds the options of CHECK to its parser; `add` is its add_argument."""
+    """Adds the options of CHECK to its parser, whose add_argument is `add`."""
     from . import options
 
     add("port", type=options.server_port, help="the server's port")
@@ -94,23 +103,23 @@ def add_options(add):
 
 
 class Client(Observer):
-    """One of the clients: fetches one sequence after the other, and tells the check of its connections."""
+    """One of the clients: fetches one sequence after another, and reports its connections to the check."""
 
     def __init__(self, check, number):
         self.check = check
         self.number = number
-        self.fetch = None  # the Fetch that runs
-        self._connected = None  # when the connection was made; None while there is none
+        self.fetch = None  # the current Fetch
+        self._connected = None  # time of connecting; None while there is no connection
         self._begun = 0  # numbers of the sequence before this connection
         self._counted = 0  # numbers of the sequence counted so far
-        self._bytes = 0  # received on this connection
+        self._bytes = 0  # bytes received on this connection
         self._sent = self._answered = 0  # messages on this connection
-        self._left = 0  # bytes of the input that were there the last time
-        self._mark = None  # (number of a request, when it was sent): what times the next round trip
-        self._round_trip = 0.0  # the last one
+        self._left = 0  # bytes of an incomplete reply, already counted
+        self._mark = None  # the request whose round trip is measured: (its number, time sent)
+        self._round_trip = 0.0  # the latest one, in seconds
 
     def begin(self):
-        """Begins a sequence, if it is not too late."""
+        """Starts a new sequence while the check is RUNNING."""
         check, settings = self.check, self.check.settings
         if check.state is RUNNING:
             self._counted = 0
@@ -120,7 +129,7 @@ class Client(Observer):
                                observer=self, known=check.known)
 
     def cancel(self):
-        """Ends the sequence, if there is one; returns whether there was."""
+        """Cancels the current sequence; returns whether there was one (bool)."""
         fetch, self.fetch = self.fetch, None
         if fetch is not None:
             self._count(len(fetch.journal.numbers))
@@ -128,7 +137,7 @@ class Client(Observer):
         return fetch is not None
 
     def count(self):
-        """Counts the numbers that have come."""
+        """Counts the numbers that have arrived since the last call."""
         if self.fetch is not None:
             self._count(len(self.fetch.journal.numbers))
 
@@ -142,7 +151,7 @@ class Client(Observer):
         self._count(len(fetch.journal.numbers) if fetch.checksum is None else fetch.journal.n)
         self.check.finished(self, fetch, error)
 
-    # ---- what the Fetch tells
+    # ---- events of the Fetch: see Observer
 
     def connected(self):
         self.check.kept.now.connections += 1
@@ -152,7 +161,7 @@ class Client(Observer):
         self._mark = None
 
     def sent(self, messages):
-        """Counts the bytes, and notes the time of a request, unless one is timed already."""
+        """Counts the bytes, and measures a round trip from here unless one is being measured."""
         if self._mark is None:
             self._mark = self._sent + 1, self.check.loop.now
         self._sent += messages.count(b";")
@@ -162,7 +171,7 @@ class Client(Observer):
         kept, count = self.check.kept, len(data) - self._left
         if count:
             self._bytes += count
-            self._answered += data.count(b";")  # there is none in what was left
+            self._answered += data.count(b";")  # the incomplete reply had none
             self._left = len(data) - data.rfind(b";") - 1
             kept.receive(self.number, self.check.elapsed(), count)
             if self._mark is not None and self._answered >= self._mark[0]:
@@ -172,7 +181,7 @@ class Client(Observer):
         self.count()
 
     def lost(self, error):
-        """Tells the check of the drop."""
+        """Reports the drop to the check."""
         self.count()
         made = self._connected is not None
         age = self.check.loop.now - self._connected if made else 0.0
@@ -185,13 +194,13 @@ class Client(Observer):
         self._connected = None
 
     def _is_over(self, age):
-        """Whether a connection of that age is at the end of its session."""
+        """Whether the session of a connection of this age (seconds) should be at its end."""
         end = self.check.settings.session_timeout
         return end - EARLY <= age <= end + LATE + 2 * self._round_trip
 
 
 def cause_of(error):
-    """The cause of a drop: of a ConnectionLost, or of a Refused that passes."""
+    """The cause of a drop (one of figures.CAUSES), from a ConnectionLost or a Refused."""
     if not isinstance(error, ConnectionLost):
         return REFUSED
     if error.cause is None:
@@ -203,16 +212,16 @@ def cause_of(error):
 
 # The states of a check.
 RUNNING = "running"
-DRAINING = "draining"  # sequences that run may be completed, but none is begun
+DRAINING = "draining"  # current sequences may complete, but no new ones are started
 OVER = "over"
 
 
 class Check:
-    """Runs the clients, and tells what happens.
+    """Runs the clients, and reports lines of results.
 
-    settings   as add_options has them (a namespace)
-    tell       tell(line) is called with each line that is due but the last (dicts, as --json has them)
-    over       over() is called when the check has ended by itself; `finish` makes the last line
+    settings   the options of add_options (a namespace)
+    tell       tell(line) is called with each line but the last (dicts, as in --json)
+    over       over() is called when the check has ended by itself; `finish` returns the last line
     """
 
     def __init__(self, loop, settings, tell, over):
@@ -226,16 +235,16 @@ class Check:
         self._tell = tell
         self._over = over
         self._clients = [Client(self, number) for number in range(settings.clients)]
-        self._waiting = {}  # from client to the timer of its next sequence
-        self._next = loop.now  # when the next sequence may be begun
+        self._waiting = {}  # {client: timer of its next sequence}
+        self._next = loop.now  # earliest time for the next sequence
         self._began = loop.now
-        self._closed = 0.0  # the end of the last interval
-        self._due = settings.interval  # the end of the interval that runs
-        self._ends = settings.duration, settings.duration + settings.timeout  # of RUNNING and of DRAINING
+        self._closed = 0.0  # end of the last interval
+        self._due = settings.interval  # end of the current interval
+        self._ends = settings.duration, settings.duration + settings.timeout  # ends of RUNNING and DRAINING
         self._processor = time.process_time()
         self._first_processor = self._processor
-        self._busy = 0.0  # seconds of intervals in which the processor was the limit
-        self._lines = [0, 0]  # drops told in this interval: unexpected ones, expected ones
+        self._busy = 0.0  # seconds of intervals in which the processor was the bottleneck
+        self._lines = [0, 0]  # lines of drops in this interval: unexpected, expected
         self.start = {
             "type": "start", "version": VERSION, "numseq": __version__, "time": time.time(),
             "servers": [format_endpoint(*each)
@@ -250,20 +259,20 @@ class Check:
             self._begin_later(client)
 
     def elapsed(self):
-        """Seconds since the check began."""
+        """Seconds since the start of the check (float)."""
         return self.loop.now - self._began
 
-    # ---- for its clients
+    # ---- called by the clients
 
     def dropped(self, drop):
-        """A connection was lost, or could not be made."""
+        """Counts and reports a Drop."""
         self.kept.drop(drop)
         if self._lines[drop.expected] < DROP_LINES_MOST:
             self._lines[drop.expected] += 1
             self._tell(dict(type="drop", **drop._asdict()))
 
     def finished(self, client, fetch, error):
-        """A sequence has come to its end: error is a FetchError or None."""
+        """Counts a finished sequence (error is a FetchError or None), and starts the client's next one."""
         now, pause = self.kept.now, 0.0
         if error is None:
             now.completed += 1
@@ -285,7 +294,7 @@ class Check:
             self._end()
 
     def _begin_later(self, client, pause=0.0):
-        """Begins the next sequence of a client after the pause, or as soon as the pace of all allows it."""
+        """Starts a client's next sequence after the pause; without one, as soon as the rate limit allows."""
         when = self.loop.now + pause
         if not pause:
             when = self._next = max(self._next + 1 / SEQUENCES_PER_SECOND, when)
@@ -300,14 +309,15 @@ class Check:
 
     def _tick(self):
         late = self.elapsed() - self._due
-        if min(abs(self._due - end) for end in self._ends) > AT_ONCE:  # or the last interval would be empty
+        # No line at the very end of the check, where finish() adds one: it would have an empty interval.
+        if min(abs(self._due - end) for end in self._ends) > AT_ONCE:
             self._tell(self._interval(late))
         interval = self.settings.interval
-        self._due += interval * (1 + int(late / interval))  # a machine that was stopped leaves lines out
+        self._due += interval * (1 + int(late / interval))  # skips the lines missed while suspended
         self._ticker = self.loop.call_at(self._began + self._due, self._tick)
 
     def _interval(self, late=0.0):
-        """The line of the interval that ends now (dict)."""
+        """Ends the interval, and returns its line (dict)."""
         for client in self._clients:
             client.count()
         end, processor = self.elapsed(), time.process_time()
@@ -336,7 +346,7 @@ class Check:
         self._over()
 
     def finish(self):
-        """Ends everything; tells the last interval, and returns the last line (dict)."""
+        """Ends the check: reports the last interval, and returns the last line (dict)."""
         self.state = OVER
         for timer in [self._ticker, self._ender] + list(self._waiting.values()):
             self.loop.cancel(timer)
@@ -359,7 +369,7 @@ class Check:
 
 
 def status_of(total):
-    """The exit status (int) of a Tally."""
+    """The exit status (int) for a Tally."""
     if total.wrong:
         return ChecksumMismatch.status
     if total.broken:
@@ -368,7 +378,7 @@ def status_of(total):
 
 
 def verdict(total):
-    """The result of a Tally, as a sentence."""
+    """The result for a Tally (text), as a sentence."""
     if total.wrong:
         return "%s arrived with wrong numbers: the checksum differs." % counted(total.wrong, "sequence")
     if total.broken:
@@ -382,7 +392,12 @@ def verdict(total):
 
 
 def notes(end, kept, n):
-    """What a reader of the last line should know (list of sentences)."""
+    """Remarks on unusual results (list of sentences).
+
+    end   the last line (dict), as far as it is complete
+    kept  the Figures
+    n     numbers per sequence (int)
+    """
     found = []
     if end["period"]:
         found.append("Connections drop every %s: something on the way cuts them with a clock of its own."
@@ -414,7 +429,7 @@ def notes(end, kept, n):
 def run(settings, program):
     """Runs the command; returns the exit status. Raises OutputFailed, Unread and Stopped."""
     loop = Loop()
-    ended = []  # the status that a signal or the reader's end has decided
+    ended = []  # exit statuses set by a signal, --max-time or a closed output; the first one counts
 
     def stop(status=None):
         ended.append(status)
@@ -428,12 +443,12 @@ def run(settings, program):
             console.line(text)
 
     if settings.report is not None:
-        output.put_file(settings.report, UNFINISHED)  # whether it can be written is better known now
+        output.put_file(settings.report, UNFINISHED)  # fails now rather than at the end of the check
     try:
         for number, status in ENDED_BY.items():
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
                 loop.on_signal(number, lambda status=status: stop(status))
-        ended.extend(ENDED_BY[number] for number in signals.arrived)  # while this was starting
+        ended.extend(ENDED_BY[number] for number in signals.arrived)  # signals during the start
         check = Check(loop, settings, tell, loop.stop)
         if settings.max_time is not None:
             loop.call_later(settings.max_time, lambda: stop(GIVEN_UP))
@@ -455,13 +470,13 @@ def run(settings, program):
     rest.write(left, flush=False)
     for text in last:
         rest.line(text)
-    if status is None or status == GIVEN_UP and end["status"]:  # wrong numbers are worse than too little time
+    if status is None or status == GIVEN_UP and end["status"]:  # wrong numbers outweigh the end of --max-time
         return end["status"]
     return status
 
 
 def put_report(path, check, end):
-    """Writes the page. Raises as output.put_file does."""
+    """Writes the report of a Check to `path`; end is the last line. Raises as output.put_file does."""
     from . import report
 
     output.put_file(path, report.page(check.start, end, check.kept).encode("ascii"))

@@ -5,7 +5,7 @@
     python numseq/client.py CONTINUE 5000
 """
 
-# run as a file: let the package be found, and run it from there
+# When this file is run as a script, import the package by its path and run the module from there.
 if __name__ == "__main__" and not globals().get("__package__"):
     import sys
 
@@ -15,7 +15,7 @@ if __name__ == "__main__" and not globals().get("__package__"):
         sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
         from numseq import signals
 
-        signals.catch()  # before all that takes time to load
+        signals.catch()  # before the slow imports
         from numseq.client import main
     except KeyboardInterrupt:
         raise SystemExit(130) from None
@@ -42,8 +42,7 @@ from .loop import Loop
 from .output import Output, put_numbers
 from .transfer import BATCH, HOST, STATE, TIME_OVER, TIMEOUT, WINDOW, WINDOW_MOST, Fetch, new_id
 
-# Exit statuses beside those of errors.py and writer.py; a run that a signal ended has 128 and the signal's
-# number.
+# Exit statuses beside those of errors.py and writer.py. After a signal it is SIGNALLED plus its number.
 COMPLETE = 0
 SIGNALLED = 128
 
@@ -77,10 +76,7 @@ CHECK_STATUSES = """exit statuses:
 
 
 def parse_arguments(arguments, program):
-    """The settings (a namespace).
-
-    Where the arguments are wrong, ends the program with a line that says why.
-    """
+    """The settings (a namespace). Wrong arguments end the program with a line on standard error."""
     from . import options
 
     parser = options.Parser(prog=program, description=DESCRIPTION, epilog=STATUSES)
@@ -135,9 +131,11 @@ def parse_arguments(arguments, program):
 
 
 class Command:
-    """One run of the command line: what the user is told, and the exit status.
+    """One run of NEW or CONTINUE.
 
-    arguments  what the user typed after the program's name (list of text)
+    settings   the result of parse_arguments (a namespace)
+    program    the program's name (text), for messages
+    arguments  the command line after the program's name (list of text)
     """
 
     def __init__(self, settings, program, arguments):
@@ -147,7 +145,7 @@ class Command:
         self.patience = writer.Patience(settings.max_time)
         self.output = Output(program, settings.output, self.patience)
         self.transfer = None
-        self.error = None  # what the fetch ended with
+        self.error = None  # the FetchError that ended the fetch, if any
 
     def run(self):
         """Fetches, reports the result, and returns the exit status. Raises OutputFailed."""
@@ -162,14 +160,14 @@ class Command:
             return self.conclude()
         except writer.Stopped:
             return self.stop()
-        except OSError as error:  # too few files, or one that cannot be watched
+        except OSError as error:  # no more file descriptors, or one that the selector cannot watch
             self.output.complain("the connection cannot be made: %s" % error)
             return ConnectionLost.status
         finally:
             kept.close()
 
     def check_output(self):
-        """Raises UsageError where --output cannot be a file, and OutputFailed where it cannot be written."""
+        """Raises UsageError if --output cannot be a file, and OutputFailed if it cannot be written."""
         output, state = self.settings.output, self.settings.state
         if output in (None, "-"):
             return
@@ -195,13 +193,13 @@ class Command:
         return kept
 
     def fetch(self, kept):
-        """Runs the fetch to its end, or to a signal. Raises OSError, OutputFailed and Stopped."""
+        """Runs the fetch until it ends or a signal arrives. Raises OSError, OutputFailed and Stopped."""
         settings = self.settings
         loop = Loop()
         try:
             for number in signals.caught():
                 loop.on_signal(number, lambda number=number: self.signalled(loop, number))
-            signals.catch()  # the loop is woken by them; also a Writer that waits has to learn of them
+            signals.catch()  # the loop still wakes up; a Writer that waits looks at signals.arrived
             window = settings.window or (WINDOW if settings.quiet else 1)
             watch = None if settings.quiet else self.output.event
             self.transfer = Fetch(loop, settings.hosts or HOST, settings.port, kept,
@@ -220,13 +218,13 @@ class Command:
                 loop.close()
 
     def signalled(self, loop, number):
-        """Ends the fetch, because of a signal."""
-        if not signals.arrived:  # it came before it could be remembered
+        """Ends the fetch because of a signal."""
+        if not signals.arrived:  # it arrived between on_signal and catch
             signals.remember(number)
         loop.stop()
 
     def done(self, loop, error):
-        """Called once with what the fetch ended with: an error, or None."""
+        """Called once at the end of the fetch, with a FetchError or None."""
         self.error = error
         loop.stop()
 
@@ -250,7 +248,7 @@ class Command:
         return error.status
 
     def stop(self):
-        """Says what ended the run, a signal or its time while nobody read its output; returns the status."""
+        """Reports the end by a signal, or by --max-time while the output blocked; returns the exit status."""
         self.patience.last_words()
         if signals.arrived:
             status, text = SIGNALLED + signals.arrived[0], TEXTS[signals.arrived[0]]
@@ -268,7 +266,7 @@ class Command:
         return status
 
     def hint(self, possible):
-        """Says how to go on, where that is possible."""
+        """Prints the command line that goes on with the sequence, if that is possible (bool)."""
         settings = self.settings
         if not possible or self.transfer is None or not self.transfer.journal.kept:
             return
@@ -278,13 +276,17 @@ class Command:
                                              ("--output", settings.output, None),
                                              ("--retry", str(settings.retry), "0")]:
             if value != default:
-                # argparse takes a value that begins with a dash only so.
+                # argparse accepts a value with a leading dash only in the form --name=value.
                 words += ["%s=%s" % (name, value)] if value[:1] == "-" and value != "-" else [name, value]
         self.output.hint(shell.join(words))
 
 
 def main(arguments=None, program=None):
-    """The command line (a list of text; by default the process's own); returns the exit status."""
+    """Runs a command line and returns the exit status.
+
+    arguments  without the program's name (list of text); by default those of the process
+    program    the program's name (text); by default that of the process
+    """
     taken = signals.catch()
     open_standard_streams()
     program = program or os.path.basename(sys.argv[0])
@@ -296,7 +298,7 @@ def main(arguments=None, program=None):
         return Command(settings, program, arguments).run()
     except writer.OutputFailed as error:
         return writer.report(program, error)
-    except writer.Stopped:  # while an error was being told that nobody reads
+    except writer.Stopped:  # while an error message was blocked
         return SIGNALLED + signals.arrived[0] if signals.arrived else ConnectionLost.status
     finally:
         signals.restore(taken)

@@ -1,15 +1,15 @@
-"""What can go wrong with a fetch. Each class has the exit status of the client."""
+"""The errors of a fetch. Each class has an exit status of the client."""
 
 
 class FetchError(Exception):
-    """A fetch that did not end with a complete and verified sequence. str() is one line for a person.
+    """Base class: a fetch did not complete and verify its sequence. str() is a message of one line.
 
-    status     what the client exits with (int)
-    resumable  whether CONTINUE can go on from what has arrived (bool)
+    status     exit status of the client (int)
+    resumable  whether CONTINUE or `resume` can go on with the numbers that have arrived (bool)
     """
 
     status = 1
-    advises = False  # whether str() says what to do, which no transcript shows
+    advises = False  # whether str() says what to do; if so, it is shown after a transcript as well
 
     def __init__(self, message, resumable=False):
         super().__init__(message)
@@ -17,32 +17,32 @@ class FetchError(Exception):
 
 
 class ChecksumMismatch(FetchError):
-    """All numbers have arrived, but they are not the server's."""
+    """All numbers have arrived, but they do not match the server's checksum."""
 
     status = 1
 
 
 class UsageError(FetchError):
-    """Wrong arguments: a number out of range, say, or no state to continue from."""
+    """Wrong arguments, such as a number out of range, or no state to continue from."""
 
     status = 2
 
 
 class Refused(FetchError):
-    """The server answered ERR; str() is what it said."""
+    """The server answered ERR; str() is its message."""
 
     status = 3
 
 
 class Forgotten(Refused):
-    """The server does not have the sequence any more: a new one is needed."""
+    """The server no longer has the sequence, so a new one is needed."""
 
 
 class ConnectionLost(FetchError):
-    """The connection could not be made, was lost, or fell silent.
+    """The connection could not be made, was lost, or was silent for too long; or max_time is over.
 
-    cause   the OSError: a TimeoutError where it fell silent, a socket.gaierror where the look-up failed;
-            None where the server closed the connection
+    cause  the OSError, such as a TimeoutError after silence or a socket.gaierror after a failed look-up; None
+           if the server closed the connection
     """
 
     status = 4
@@ -53,6 +53,6 @@ class ConnectionLost(FetchError):
 
 
 class ProtocolBroken(FetchError):
-    """The server sent what the protocol does not allow."""
+    """The server sent something that the protocol does not allow."""
 
     status = 5

@@ -1,47 +1,51 @@
-"""Writing files without harm to what is there: the one place of the package that does it.
+"""Writes, replaces and locks the files of a client safely: its state, and its outputs.
 
-A file is put in place whole: written beside its target under a random hidden name, forced to the disk, and
-renamed. Its mode and its owner stay as they were. Where that cannot be done (a bind mount, a directory that
-is not writable, a file with several names) it is written in place. Devices, pipes, and the files that this
-process was given are written to and never replaced.
+A file is replaced atomically: the new one is written beside it under a random hidden name, forced to the
+disk and renamed. Mode and owner are kept. If a file cannot be replaced (a bind mount, a read-only directory,
+a file with several hard links) it is overwritten in place. Devices, pipes and files that this process has
+inherited are written to and never replaced.
+
+Throughout, `file` is a file descriptor (int) and `path` is text. `target` is a path as `find` returns it,
+with the links at its end resolved.
 """
 
 import errno
 import os
 import stat
 
-LINKS_MOST = 40  # links followed one after the other, as many as Linux follows
-NAMES_MOST = 16  # random names tried for a new file: a second one is needed once in 2 ** 48 times
-TRIES_MOST = 4  # new beginnings where others create and remove the target meanwhile
-NAME_BYTES = 6  # random bytes of a new file's name: short enough for every file system
-MODE_NEW = 0o666  # as every program creates files; the umask takes away from it
+LINKS_MOST = 40  # symbolic links followed in a row, as in Linux
+NAMES_MOST = 16  # random names tried for a new file; one in 2 ** 48 is taken
+TRIES_MOST = 4  # attempts while other processes create and remove the target
+NAME_BYTES = 6  # random bytes in the name of a new file: short enough for every file system
+MODE_NEW = 0o666  # the usual mode of new files, before the umask
 MODE_PRIVATE = 0o600
 
-# How existing files are opened. A link that is put there at the last moment is not followed, a pipe is not
-# waited for.
+# Flags for opening existing files: a link put there at the last moment is not followed, and opening a pipe
+# does not wait for its other end.
 CAREFULLY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
 
-# Why a file cannot be replaced by another though it may be written: its directory is not ours to write, or on
-# another device or read-only (a bind mount), or it is itself a mount point.
+# Errors of replacing a file that may still be writable in place: its directory is not writable, read-only or
+# on another device (a bind mount), or the file itself is a mount point.
 NOT_REPLACEABLE = frozenset([errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV])
 NOT_WRITABLE = frozenset([errno.EACCES, errno.EPERM, errno.EROFS])
-# What network file systems without fsync or locks answer.
+# Errors of fsync and lockf on file systems without them, such as some network file systems.
 NOT_SUPPORTED = frozenset([errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK])
 
-# (device, inode) of each file that this process has locked, and its number. Locks of lockf belong to a
-# process: they do not keep its threads apart, and closing any file of the same inode gives them up.
+# {(device, inode): descriptor} of the files that this process has locked. The table is needed because lockf
+# locks belong to a process: they do not exclude other threads, and closing any descriptor of the same inode
+# releases them.
 _locked = {}
 
 
-# ---- where a path leads
+# ---- paths
 
 
 def find(path):
-    """The path (text) of the file that writing to `path` reaches, with the links at its end followed.
+    """The path (text) that `path` refers to, with the symbolic links at its end resolved. Raises OSError.
 
-    A link, a file or a pipe that somebody else has put into a directory such as /tmp is refused, as Linux
-    does with fs.protected_symlinks, fs.protected_regular and fs.protected_fifos. Raises OSError.
+    A link, a file or a pipe of another user in a sticky world-writable directory such as /tmp is refused, as
+    Linux does with fs.protected_symlinks, fs.protected_regular and fs.protected_fifos.
     """
     if not path or "\0" in path:
         raise _error(errno.ENOENT if not path else errno.EINVAL)
@@ -63,7 +67,7 @@ def find(path):
 
 
 def require_usable(path):
-    """Raises OSError where no file can ever be at `path`: it is a directory, or its directory is missing."""
+    """Raises OSError if there can be no file at `path`: it is a directory, or its directory is missing."""
     if own_file(path) is not None:
         return
     target = find(path)
@@ -75,7 +79,7 @@ def require_usable(path):
 
 
 def require_writable(path):
-    """Raises the OSError that writing to `path` would meet, as far as that can be told without doing it."""
+    """Raises the OSError that writing to `path` would raise, as far as it can be told in advance."""
     require_usable(path)
     if own_file(path) is not None:
         return
@@ -90,14 +94,14 @@ def require_writable(path):
     if stat.S_ISSOCK(mode):
         raise _error(errno.ENXIO)
     if stat.S_ISREG(mode):
-        if not is_locked(target):  # or closing it would give the lock up
+        if not is_locked(target):  # closing the file would release the lock
             os.close(os.open(target, os.O_WRONLY | CAREFULLY))
     elif not os.access(target, os.W_OK):
         raise _error(errno.EACCES)
 
 
 def is_same(path, other):
-    """Whether two paths are of one file, also of one that is not there yet."""
+    """Whether two paths lead to the same file, even if it does not exist yet (bool)."""
     try:
         places = [os.path.split(find(each)) for each in (path, other)]
         files = [_stat(os.path.join(*place)) for place in places]
@@ -110,10 +114,10 @@ def is_same(path, other):
 
 
 def own_file(path):
-    """The number of the open file of this process that `path` names, or None.
+    """The open descriptor of this process that `path` refers to (int), or None.
 
-    It is that of standard output or standard error where they go to the same file, pipe or terminal, whatever
-    its name; or that of /dev/fd/3.
+    That is standard output or standard error if it goes to the same file, pipe or terminal under any name; or
+    3 for /dev/fd/3.
     """
     try:
         there = os.stat(path)
@@ -121,7 +125,7 @@ def own_file(path):
         return None
     for file in (1, 2):
         try:
-            # The null device behind a standard stream is nobody's in particular.
+            # A device other than a terminal, such as /dev/null, may be opened again.
             if os.path.samestat(there, os.fstat(file)):
                 return file if not stat.S_ISCHR(there.st_mode) or os.isatty(file) else None
         except OSError:  # closed
@@ -133,7 +137,7 @@ def own_file(path):
 
 
 def open_special(path):
-    """The number of a device or pipe, opened for writing without waiting; None while nobody reads the pipe.
+    """Opens a device or a pipe for writing, without waiting; returns None while a pipe has no reader.
 
     Raises OSError.
     """
@@ -147,18 +151,18 @@ def open_special(path):
 
 
 def is_special(path):
-    """Whether a device or a pipe is at `path`, which is to be written to and not replaced."""
+    """Whether `path` is a device or a pipe, which must not be replaced (bool)."""
     there = _stat(path)
     return there is not None and not stat.S_ISREG(there.st_mode) and not stat.S_ISDIR(there.st_mode)
 
 
-# ---- whole files
+# ---- replacing files
 
 
 def put(path, data):
-    """Puts a regular file with data (bytes) at `path`: a reader sees the old or the new one, never a part.
+    """Replaces the regular file at `path` by one with data (bytes); a reader never sees a part of it.
 
-    A file that is there keeps its mode and owner. Raises OSError.
+    Mode and owner of an existing file are kept. Raises OSError.
     """
     for tries_left in reversed(range(TRIES_MOST)):
         target = find(path)
@@ -166,22 +170,22 @@ def put(path, data):
         try:
             place(target, old, data)
             return
-        except FileExistsError:  # created at this moment by another
+        except FileExistsError:  # another process has just created it
             if not tries_left:
                 raise
         finally:
             if old is not None:
-                os.close(old)  # where it was written in place, its OSError is one of the write
+                os.close(old)  # after a write in place, an error here is an error of the write
 
 
 def place(target, old, data, private=False):
-    """Makes data (bytes) the content of the file at `target` (as `find` has it).
+    """Makes data (bytes) the content of the file at `target`.
 
-    old      the number of the file that is there, open for writing, or None where there is none
-    private  whether it is for its owner alone (mode 0600 from its first byte), locked, and stays open
+    old      descriptor of the existing file, open for writing; None if there is none
+    private  whether the file is only for its owner (mode 0600 from its first byte), locked, and stays open
 
-    Returns the number of the private file, which is `old` where that was written in place; None for any
-    other. Raises OSError; FileExistsError where another file has come to `target` meanwhile.
+    Returns the descriptor of a private file, which is `old` if that was overwritten in place; otherwise None.
+    Raises OSError; FileExistsError if another file has appeared at `target` meanwhile.
     """
     if old is None or _is_replaceable(old):
         try:
@@ -196,7 +200,7 @@ def place(target, old, data, private=False):
 
 
 def make_private(file):
-    """Lets an open file (its number) be for its owner alone, where its file system has modes."""
+    """Sets the mode of a file to 0600, if its file system has modes."""
     try:
         os.fchmod(file, MODE_PRIVATE)
     except OSError:
@@ -204,10 +208,7 @@ def make_private(file):
 
 
 def overwrite(file, data):
-    """Makes data (bytes) the content of an open file (its number), in place, and forces it to the disk.
-
-    Raises OSError.
-    """
+    """Overwrites a file with data (bytes) in place, and forces it to the disk. Raises OSError."""
     os.lseek(file, 0, os.SEEK_SET)
     os.ftruncate(file, 0)
     write_all(file, data)
@@ -215,7 +216,7 @@ def overwrite(file, data):
 
 
 def write_all(file, data):
-    """Writes all of data (bytes or bytearray) to an open file (its number). Raises OSError."""
+    """Writes all of data (bytes or bytearray) to a file. Raises OSError."""
     with memoryview(data) as view:
         written = 0
         while written < len(view):
@@ -223,7 +224,7 @@ def write_all(file, data):
 
 
 def sync(file):
-    """Forces an open file (its number) to the disk, where its file system can do that. Raises OSError."""
+    """Forces a file to the disk, if its file system supports that. Raises OSError."""
     try:
         os.fsync(file)
     except OSError as error:
@@ -232,7 +233,7 @@ def sync(file):
 
 
 def _place_new(target, old, data, private):
-    """`place` by way of a new file and a rename."""
+    """`place` by a new file and a rename."""
     beside, file = _create_beside(target, MODE_PRIVATE if private or old is not None else MODE_NEW)
     try:
         if private:
@@ -243,7 +244,7 @@ def _place_new(target, old, data, private):
         sync(file)
         if not private:
             closing, file = file, None
-            os.close(closing)  # some file systems report only now that there was no room
+            os.close(closing)  # some file systems report a full disk only here
         _move(beside, target, old)
     except BaseException:
         if file is not None:
@@ -254,28 +255,25 @@ def _place_new(target, old, data, private):
 
 
 def _take_after(file, old, private):
-    """Gives a new file the owner and the mode of the old one.
-
-    Raises PermissionError where that is not possible.
-    """
+    """Gives a new file the owner and the mode of the old one. Raises PermissionError if it cannot."""
     was, made = os.fstat(old), os.fstat(file)
     try:
         if (made.st_uid, made.st_gid) != (was.st_uid, was.st_gid):
             os.fchown(file, was.st_uid, was.st_gid)
         if not private:
             os.fchmod(file, stat.S_IMODE(was.st_mode))
-    except OSError:  # not ours to do, or an owner that a container does not know
+    except OSError:  # not permitted, or the owner has no id in this container
         raise _error(errno.EPERM) from None
 
 
 def _move(beside, target, old):
-    """Gives the new file its name, replacing `old` and nothing else."""
+    """Renames the new file to `target`, which must still be the file `old`, or absent if that is None."""
     if old is None:
         try:
-            os.link(beside, target)  # unlike a rename, it refuses where there is something by now
+            os.link(beside, target)  # unlike a rename, it fails if the target exists
             _remove(beside)
             return
-        except OSError:  # it has come, or the file system has no links
+        except OSError:  # the target exists by now, or the file system has no hard links
             if os.path.lexists(target):
                 raise _error(errno.EEXIST) from None
     elif not is_at(target, old):
@@ -284,7 +282,7 @@ def _move(beside, target, old):
 
 
 def _create_beside(target, mode):
-    """(path, number) of a new file in the target's directory, which is open for appending. Raises OSError."""
+    """Creates a file in the target's directory, for appending: (path, descriptor). Raises OSError."""
     directory = os.path.dirname(target)
     for tries_left in reversed(range(NAMES_MOST)):
         beside = os.path.join(directory, "." + "".join(map("{:02x}".format, os.urandom(NAME_BYTES))))
@@ -298,12 +296,12 @@ def _create_beside(target, mode):
 def _remove(path):
     try:
         os.unlink(path)
-    except OSError:  # the disk has just failed, or somebody has tidied up
+    except OSError:  # the disk has failed, or another process has removed it
         pass
 
 
 def _open_existing(target, flags):
-    """The number of the regular file at `target`, opened, or None where there is none. Raises OSError."""
+    """Opens the regular file at `target`: its descriptor, or None if there is none. Raises OSError."""
     try:
         file = os.open(target, flags | CAREFULLY)
     except FileNotFoundError:
@@ -315,25 +313,25 @@ def _open_existing(target, flags):
 
 
 def _is_replaceable(file):
-    """Whether a new file can be the same to everybody: it has one name, and no access list or attributes."""
+    """Whether a new file can take a file's place without a loss: no other hard links, ACLs or attributes."""
     if os.fstat(file).st_nlink > 1:
         return False
     try:
         names = os.listxattr(file)
-    except (AttributeError, OSError):  # not on Linux, or a file system without
+    except (AttributeError, OSError):  # not on Linux, or not supported by the file system
         return True
-    # Those are the system's own, which a new file gets as well.
+    # The system sets attributes such as security.selinux on the new file as well.
     return all(name.startswith("security.") for name in names)
 
 
-# ---- locked files
+# ---- locking files
 
 
 def claim(path):
-    """Opens the regular file at `path` for reading and appending, for this run alone.
+    """Opens the regular file at `path` for reading and appending, and locks it until `release`.
 
-    Returns (target, number): the path as `find` has it, and None for the number where there is no file.
-    `release` ends it. Raises OSError; BlockingIOError where another run has claimed it.
+    Returns (target, descriptor); the descriptor is None if there is no file. Raises OSError; BlockingIOError
+    if another run has locked it.
     """
     for _ in range(TRIES_MOST):
         target = find(path)
@@ -354,10 +352,10 @@ def claim(path):
 
 
 def open_claimed(path):
-    """As `claim`, for a file that is there: (target, number, whether it is claimed).
+    """As `claim`, for an existing file: (target, descriptor, whether it is locked).
 
-    One that may only be read is not claimed. Raises OSError; FileNotFoundError where there is none,
-    BlockingIOError where another run has claimed it.
+    A read-only file is not locked. Raises OSError; FileNotFoundError if there is no file, BlockingIOError if
+    another run has locked it.
     """
     try:
         target, file = claim(path)
@@ -372,7 +370,7 @@ def open_claimed(path):
 
 
 def open_to_read(target):
-    """The number of the regular file at `target` (as `find` has it), opened for reading. Raises OSError."""
+    """Opens the regular file at `target` for reading; returns its descriptor. Raises OSError."""
     file = _open_existing(target, os.O_RDONLY)
     if file is None:
         raise _error(errno.ENOENT)
@@ -380,7 +378,7 @@ def open_to_read(target):
 
 
 def read(file, most):
-    """What is in an open file (its number), at most so many bytes from where it stands. Raises OSError."""
+    """Up to `most` bytes of a file, from its current position (bytes). Raises OSError."""
     data = bytearray()
     while len(data) < most:
         some = os.read(file, most - len(data))
@@ -391,9 +389,9 @@ def read(file, most):
 
 
 def lock(file):
-    """Locks an open file (its number), or does nothing where its file system has no locks. `release` ends it.
+    """Locks a file until `release`; does nothing if its file system has no locks.
 
-    Raises OSError; BlockingIOError where another process or thread has locked it.
+    Raises OSError; BlockingIOError if another process or thread has locked it.
     """
     key = _key(os.fstat(file))
     if _locked.setdefault(key, file) != file:
@@ -408,10 +406,7 @@ def lock(file):
 
 
 def release(file):
-    """Closes an open file (its number), and gives its lock up.
-
-    Raises OSError, which is one of the last write.
-    """
+    """Closes a file, which releases its lock. Raises OSError, which is an error of the last write."""
     key = _key(os.fstat(file))
     if _locked.get(key) == file:
         del _locked[key]
@@ -419,13 +414,13 @@ def release(file):
 
 
 def is_locked(target):
-    """Whether this process has claimed the file that is at `target`."""
+    """Whether this process has locked the file at `target` (bool)."""
     there = _stat(target)
     return there is not None and _key(there) in _locked
 
 
 def is_at(target, file):
-    """Whether an open file (its number) still has the path `target`."""
+    """Whether `file` is still the file at `target` (bool)."""
     there = _stat(target)
     return there is not None and os.path.samestat(there, os.fstat(file))
 
@@ -435,7 +430,7 @@ def _key(status):
 
 
 def _stat(path):
-    """What is at `path`, with links followed, or None where nothing is."""
+    """The os.stat_result of `path`, with links followed, or None if nothing is there."""
     try:
         return os.stat(path)
     except FileNotFoundError:
@@ -443,5 +438,5 @@ def _stat(path):
 
 
 def _error(code):
-    """The OSError of an error number; its class follows from that."""
+    """The OSError for an error number, in its subclass such as FileNotFoundError."""
     return OSError(code, os.strerror(code))

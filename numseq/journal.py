@@ -1,16 +1,16 @@
 """The state file: the client id and the received numbers, which a client keeps between its runs.
 
-Batches are requested in order and replies come in the order of the requests, so what a client has is always
-the beginning of its sequence. The file is a line,
+Batches are requested in order, and replies come in the order of the requests. So the received numbers are
+always the beginning of the sequence. The file is a line,
 
     numseq 1 <client id> <n> <batch> <crc32 of all before it, as 8 hex digits>
 
 followed by the numbers, one per byte. It is created whole and put in place by a rename; after that, numbers
-are only appended. So after a kill at any moment the file is right as far as it goes, except that its last
-batch may be torn. What is appended is not forced to the disk: a power cut may lose it.
+are only appended. So the file is valid after a kill at any moment, except that its last batch may be torn.
+Appended numbers are not forced to the disk: a power cut may lose them.
 
-The file is for its owner alone, because who knows the id can take the sequence, and it is locked while a run
-uses it.
+Only the owner may read the file, because anyone who knows the id can take the sequence. It is locked while a
+run uses it.
 """
 
 import binascii
@@ -22,14 +22,18 @@ from .errors import UsageError
 
 MAGIC = b"numseq"
 VERSION = b"1"
-HEADER_MOST = 128  # bytes of the first line; it has 73 at the most
+HEADER_MOST = 128  # bytes of the first line; the longest valid one has 73
 
 
 class Journal:
-    """A sequence as far as it has arrived: in memory and, with a path, in a file.
+    """The numbers of a sequence that have arrived: in memory and, with a path, in a file.
 
-    client_id is bytes; numbers is a bytearray, one number per byte, to which the owner appends.
-    complain(text) is called once if the file cannot be written; the fetch goes on without it.
+    client_id  UUID (bytes)
+    n          length of the sequence (int)
+    batch      numbers per batch (int)
+    numbers    a bytearray, one number per byte, to which the owner appends
+    path       path of the state file (text), or None
+    complain   complain(text) is called once if the file cannot be written; the fetch goes on without it
     """
 
     def __init__(self, client_id, n, batch, numbers=b"", path=None, complain=lambda text: None):
@@ -38,19 +42,19 @@ class Journal:
         self.batch = batch
         self.numbers = bytearray(numbers)
         self.path = path
-        self.kept = False  # whether CONTINUE will find in the file all that has arrived
+        self.kept = False  # whether the file has all numbers that have arrived, for CONTINUE
         self._complain = complain
-        self._target = path  # the path with its links followed
-        self._claimed = None  # the number of the file that was there, not yet that of this journal
-        self._loaded = None  # bytes of the claimed file that are this journal's, where it was loaded
-        self._file = None  # open while it is in place and can be written
+        self._target = path  # the path with its links resolved
+        self._claimed = None  # descriptor of an existing file, locked but not yet overwritten
+        self._loaded = None  # valid bytes of the claimed file, if the journal was loaded from it
+        self._file = None  # descriptor of this journal's file, while it can be written
         self._written = 0  # numbers in the file
 
     def claim(self):
-        """Takes the file at `path` for this run; to be called before anything is sent.
+        """Locks the file at `path` for this run; to be called before anything is sent.
 
-        Raises UsageError where no file can be there, or another run uses it. One that cannot be written is
-        complained of.
+        Raises UsageError if no file can be there, or another run uses it. If it cannot be written, calls
+        `complain`.
         """
         if self.path is None:
             return
@@ -70,23 +74,23 @@ class Journal:
             self._give_up(error)
 
     def is_open(self):
-        """Whether numbers are being written to the file."""
+        """Whether numbers are being written to the file (bool)."""
         return self._file is not None
 
     def batches(self):
-        """How many batches have arrived (int), a short last one included."""
+        """The number of batches that have arrived (int), including a short last one."""
         return -(-len(self.numbers) // self.batch)
 
     def total(self):
-        """How many batches the sequence has (int)."""
+        """The number of batches in the sequence (int)."""
         return -(-self.n // self.batch)
 
     def take(self, target, file):
-        """Goes on in the claimed file (its number) at `target`, from which this journal was read."""
+        """Continues in the claimed file (its descriptor) at `target`, from which this journal was loaded."""
         self._target, self._claimed, self._loaded = target, file, len(self._header()) + len(self.numbers)
 
     def begin(self):
-        """Creates the file, replaces what is there, or goes on in the file that was loaded."""
+        """Creates the file, replaces an existing one, or continues in the one that was loaded."""
         if self.path is None or self.is_open():
             return
         try:
@@ -108,7 +112,7 @@ class Journal:
         self._written = len(self.numbers)
 
     def flush(self):
-        """Appends to the file what has arrived since the last call."""
+        """Appends the numbers that have arrived since the last call to the file."""
         if self._file is not None and self._written < len(self.numbers):
             try:
                 files.write_all(self._file, self.numbers[self._written:])
@@ -117,29 +121,29 @@ class Journal:
             self._written = len(self.numbers)
 
     def drop_numbers(self):
-        """Drops the numbers, which were not the server's, and keeps the client id."""
+        """Drops the numbers, which did not match the checksum, and keeps the client id."""
         del self.numbers[:]
         if self._file is None:
             self.begin()
             return
         try:
-            os.ftruncate(self._file, len(self._header()))  # needs no room on the disk, unlike a new file
+            os.ftruncate(self._file, len(self._header()))  # works on a full disk, unlike a new file
         except OSError as error:
             self._give_up(error)
         self._written = 0
 
     def close(self):
-        """Writes what is new, and closes the file."""
+        """Flushes and closes the file."""
         self.flush()
         if self.is_open() and not files.is_at(self._target, self._file):
             self._give_up(OSError(errno.ESTALE, "another has removed or replaced it"))
         try:
             self._release()
-        except OSError as error:  # a network file system tells only now that there was no room
+        except OSError as error:  # a network file system may report a full disk only here
             self._give_up(error)
 
     def _release(self):
-        """Closes what is open. Raises OSError."""
+        """Closes the open descriptors. Raises OSError."""
         opened = {self._file, self._claimed} - {None}
         self._file = self._claimed = self._loaded = None
         for file in opened:
@@ -152,7 +156,7 @@ class Journal:
     def _give_up(self, error):
         try:
             self._release()
-        except OSError:  # the first one is told
+        except OSError:  # the first error is reported
             pass
         in_place = self.kept and error.errno != errno.ESTALE
         what = "go on from what is there" if in_place else "not be possible"
@@ -164,15 +168,17 @@ class Journal:
 
 
 def in_use(path):
-    """The UsageError of a state that another run has claimed."""
+    """The UsageError for a state that another run has claimed."""
     return UsageError("the state %a is in use by another run, name a different one for this run" % path)
 
 
 def load(path, complain=lambda text: None, claim=False):
-    """The Journal that a file holds. Raises UsageError, with what is wrong in a line.
+    """The Journal of a state file. Raises UsageError with a message of one line.
 
-    With `claim` the file is this run's from now on, as after `Journal.claim`; one that may only be read is
-    not.
+    path      of the file (text)
+    complain  as for Journal
+    claim     whether to lock the file for this run, as Journal.claim does (bool); a read-only file is not
+              locked
     """
     file = None
     try:
@@ -198,7 +204,7 @@ def load(path, complain=lambda text: None, claim=False):
 
 
 def parse(data, path, complain):
-    """The Journal that is in a file's data (bytes). Raises UsageError, with what is wrong in a line."""
+    """The Journal in the content of a state file (bytes). Raises UsageError with a message of one line."""
     header, newline, numbers = data.partition(b"\n")
     fields = header.split(b" ")
     if newline and fields[0] == MAGIC and fields[1:2] != [VERSION]:
@@ -214,7 +220,7 @@ def parse(data, path, complain):
             raise ValueError("damaged")
     except ValueError:
         raise UsageError("the state %a is damaged, begin with NEW" % path) from None
-    # a torn batch is requested again
+    # A torn batch is requested again.
     whole = len(numbers) if len(numbers) == n else len(numbers) // batch * batch
     journal = Journal(client_id, n, batch, numbers[:whole], path, complain)
     journal.kept = True

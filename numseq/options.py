@@ -1,4 +1,7 @@
-"""What the command lines of server and client have in common."""
+"""Common parts of the command lines of server and client: the parser and the types of arguments.
+
+An argument type is a function from text to a value. It raises argparse.ArgumentTypeError for wrong text.
+"""
 
 import argparse
 import math
@@ -9,23 +12,23 @@ from .addresses import PORT_MOST, parse_endpoint
 from .version import __version__
 
 VERSION = "numseq " + __version__
-SECONDS_MOST = 10 ** 9  # 31 years: longer than any machine runs, and far from where floats lose fractions
-HELP_WIDTH = 100  # characters
-COUNT_MOST = 10 ** 9  # the limit of counts that have no limit of their own
+SECONDS_MOST = 10 ** 9  # 31 years: longer than any machine runs, and a float still has fractions of seconds
+HELP_WIDTH = 100  # characters per line
+COUNT_MOST = 10 ** 9  # limit of counts that have no limit of their own
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help of a fixed width, with the descriptions as they are written.
+    """Formats the help to a fixed width, and keeps the line breaks of descriptions.
 
-    Without a width argparse loads shutil, and with it decompressors, to ask for the terminal's.
+    Without a given width, argparse loads shutil and its decompressors, to ask for the terminal's.
     """
 
-    def __init__(self, prog, **keywords):  # newer versions give it more than the prog
+    def __init__(self, prog, **keywords):  # newer versions of argparse pass more than prog
         super().__init__(prog, **dict(keywords, width=HELP_WIDTH))
 
 
 class Version(argparse.Action):
-    """Shows the version."""
+    """The action of --version: prints the version and exits."""
 
     def __init__(self, option_strings, dest, **keywords):
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS,
@@ -37,29 +40,29 @@ class Version(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and takes options by their full names alone."""
+    """An argument parser whose errors take one line, and whose options cannot be abbreviated."""
 
     def __init__(self, **keywords):
         if sys.version_info >= (3, 14):
-            keywords["color"] = False  # colours load dataclasses and more, even where there is no terminal
+            keywords["color"] = False  # colours load dataclasses and more, even without a terminal
         super().__init__(allow_abbrev=False, formatter_class=Formatter, **keywords)
 
     def error(self, message):
-        """Prints the message and where to find help in one line, and exits with status 2."""
+        """Prints the message, with a reference to -h, in one line and exits with status 2."""
         self.exit(2, console.plain("%s: %s (see %s -h)" % (self.prog, message, self.prog)) + "\n")
 
     def exit(self, status=0, message=None):
-        """Exits, after a message on standard error if there is one."""
+        """Exits with the status, after writing the message (text or None) to standard error."""
         if message:
             self.put(message, sys.stderr)
         raise SystemExit(status)
 
     def print_help(self, file=None):
-        """Writes the help to sys.stdout or sys.stderr."""
+        """Writes the help to `file`: sys.stderr, or sys.stdout by default."""
         self.put(self.format_help(), sys.stdout if file is None else file)
 
     def put(self, text, stream):
-        """Writes to sys.stdout or sys.stderr; argparse would hide a failure, or show a traceback."""
+        """Writes text to sys.stdout or sys.stderr; argparse would hide a failure, or show a traceback."""
         try:
             writer.put_text(stream, text)
         except writer.Stopped:
@@ -74,7 +77,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(least, most):
-    """An argument type: a whole number (int) from least to most, in ASCII digits."""
+    """An argument type: an integer from least to most, in ASCII digits."""
 
     def parse(text):
         try:
@@ -108,7 +111,7 @@ def client_id(text):
 
 
 def host(text):
-    """An argument type: HOST, HOST:PORT, [ADDRESS] or [ADDRESS]:PORT, as it is written (text)."""
+    """An argument type: HOST, HOST:PORT, [ADDRESS] or [ADDRESS]:PORT (text, unchanged)."""
     try:
         parse_endpoint(text)
     except ValueError as error:
@@ -122,7 +125,7 @@ server_port = number(1, PORT_MOST)
 
 
 def endpoint(text):
-    """An argument type: HOST:PORT or [ADDRESS]:PORT, as (host, port)."""
+    """An argument type: HOST:PORT or [ADDRESS]:PORT, as (host, port), text and int."""
     host, colon, number = text.rpartition(":")
     if not colon or not host or (":" in host and not (host[0] == "[" and host[-1] == "]")):
         raise argparse.ArgumentTypeError("%a is not HOST:PORT or [ADDRESS]:PORT" % text)

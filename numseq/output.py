@@ -1,4 +1,4 @@
-"""What a client shows: the transcript, the result, the progress, and the numbers."""
+"""The outputs of a client: the transcript, the result, the progress, and the numbers."""
 
 import os
 import sys
@@ -9,9 +9,9 @@ from .console import file_of
 from .writer import LOOK, OutputFailed, Patience, Writer, failure, readiness
 
 PROGRESS_PAUSE = 0.1  # seconds between two updates of the progress
-WIDTH = 80  # columns of a terminal that does not tell
-DUMB = frozenset(["", "dumb"])  # values of TERM for terminals that know no escapes
-ERASE = "\r\x1b[K"
+WIDTH = 80  # columns of a terminal of unknown width
+DUMB = frozenset(["", "dumb"])  # values of TERM for terminals without escape sequences
+ERASE = "\r\x1b[K"  # clears the line
 
 # The line for each event of a Fetch.
 TRANSCRIPT = {
@@ -22,20 +22,21 @@ TRANSCRIPT = {
     "closing": "Closing the connection%s",
     "error": "ERROR: %s",
 }
-FLUSHED = frozenset(["sending", "error"])  # events that are followed by a wait
+FLUSHED = frozenset(["sending", "error"])  # events before a wait: their lines are written at once
 
 
 class Output:
-    """The outputs of one run: lines for a person, complaints, and progress, which never mix.
+    """The text outputs of one run: transcript, error messages and progress, kept on separate lines.
 
-    program  the program's name (text), which begins each complaint
-    numbers  where the numbers go (text, as --output has it; None for nowhere). Where that is standard output,
-             all lines for a person go to standard error
+    program   the program's name (text), the prefix of error messages
+    numbers   the path that the numbers are written to (text, as for --output), or None. If it is standard
+              output, the transcript goes to standard error
+    patience  the Patience with slow readers; by default without a limit
     """
 
     def __init__(self, program, numbers=None, patience=None):
         self.patience = Patience() if patience is None else patience
-        self._progress = None  # hidden while a line is written
+        self._progress = None  # a Progress, hidden while a line is written
         self._program = program
         self._complaints = Writer(file_of(sys.stderr), self.patience)
         self._lines = self._complaints
@@ -43,16 +44,16 @@ class Output:
             self._lines = Writer(file_of(sys.stdout), self.patience)
 
     def line(self, text, flush=True):
-        """Writes a line for a person. Raises as a Writer does."""
+        """Writes a line of text to the transcript. Raises as a Writer does."""
         self._hide_progress()
         self._lines.line(text, flush)
 
     def event(self, event, detail, indent=""):
-        """Writes the transcript's line of a Fetch's event. Raises as a Writer does."""
+        """Writes the line of a Fetch's event (a key of TRANSCRIPT). Raises as a Writer does."""
         self.line(indent + TRANSCRIPT[event] % detail, event in FLUSHED)
 
     def result(self, transfer, error):
-        """Writes the sum and the checksum of a Fetch that has both; error is what it ended with.
+        """Writes the sum and the checksum of a Fetch, if it has them; error is the FetchError or None.
 
         Raises as a Writer does.
         """
@@ -61,11 +62,11 @@ class Output:
             self.line("Checksum (%s) is %s!" % (transfer.checksum, "valid" if error is None else "not valid"))
 
     def flush(self):
-        """Writes what is still in memory. Raises as a Writer does."""
+        """Writes buffered lines. Raises as a Writer does."""
         self._lines.flush()
 
     def complain(self, text):
-        """Writes a line to standard error, if anybody reads it. Raises Stopped."""
+        """Writes an error message to standard error, and ignores failures. Raises Stopped."""
         self._hide_progress()
         try:
             self._complaints.line("%s: %s" % (self._program, text))
@@ -73,20 +74,20 @@ class Output:
             pass
 
     def hint(self, command):
-        """Says how to go on: command (text, as `shell.join` has it) is not changed. Raises Stopped."""
+        """Writes the command line (text from `shell.join`) that goes on. Raises Stopped."""
         try:
             self._complaints.write(("%s: to go on: %s\n" % (self._program, command)).encode("ascii"))
         except OutputFailed:
             pass
 
     def show_progress(self, loop, transfer, wanted):
-        """Shows the progress of a Fetch on standard error, if that is a terminal and it is wanted (bool)."""
+        """Shows the progress of a Fetch on standard error, if that is a terminal and `wanted` is true."""
         file = file_of(sys.stderr)
         if wanted and file is not None and os.isatty(file):
             self._progress = Progress(loop, transfer, file)
 
     def close_progress(self):
-        """Shows it no more."""
+        """Removes the progress."""
         if self._progress is not None:
             self._progress.close()
             self._progress = None
@@ -97,20 +98,21 @@ class Output:
 
 
 def is_standard_output(path):
-    """Whether the numbers that go to `path` (None for nowhere) arrive at standard output."""
+    """Whether `path` (text or None) is standard output, under any name."""
     return path == "-" or (path is not None and files.own_file(path) == 1)
 
 
 def put_numbers(path, numbers, patience):
-    """Writes the numbers (bytes), one per line, to a file, as put_file does."""
+    """Writes the numbers (bytes) to a file, one per line. Everything else is as in put_file."""
     place = digits.place(b"\n")
     put_file(path, digits.unpad(digits.pad(numbers, place, len(place))), patience)
 
 
 def put_file(path, data, patience=None):
-    """Writes data (bytes) to a file, which is replaced as a whole; `-` is standard output.
+    """Replaces the file at `path` (text) by one with data (bytes); `-` is standard output.
 
-    Devices, pipes and the files of this process are written to. Raises OutputFailed, Unread and Stopped.
+    Devices, pipes and open files of this process (such as /dev/stdout) are written to instead.
+    Raises OutputFailed, Unread and Stopped.
     """
     name = "standard output" if path == "-" else "%a" % path
     try:
@@ -126,10 +128,7 @@ def put_file(path, data, patience=None):
 
 
 def put_special(path, data, patience, name):
-    """Writes data (bytes) to a device or a pipe, whose reader may still be to come.
-
-    Raises as a Writer does.
-    """
+    """Writes data (bytes) to a device or a pipe, after waiting for a reader. Raises as a Writer does."""
     patience = Patience() if patience is None else patience
     file = files.open_special(path)
     while file is None:
@@ -143,7 +142,7 @@ def put_special(path, data, patience, name):
 
 
 class Progress:
-    """The progress of a Fetch, on a terminal (its file's number) in whose foreground this process is."""
+    """Shows the progress of a Fetch on a terminal (a file descriptor) while in its foreground."""
 
     def __init__(self, loop, transfer, terminal):
         self._loop = loop
@@ -151,7 +150,7 @@ class Progress:
         self._terminal = terminal
         self._is_ready = readiness(terminal)
         self._is_dumb = os.environ.get("TERM", "") in DUMB
-        self._shown = 0  # columns that are written
+        self._shown = 0  # columns in use
         self._began = loop.now
         self._had = len(transfer.journal.numbers)
         self._timer = loop.call_later(PROGRESS_PAUSE, self._show)
@@ -175,10 +174,10 @@ class Progress:
         share = 100 * have // journal.n if journal.n else 100
         text = "%d %%, %.0f numbers/s, %s, %d drops" % (share, rate, left, self._transfer.drops)
         if is_in_foreground(self._terminal):
-            self._draw(text[:width(self._terminal) - 1])  # in the last column some terminals begin a new line
+            self._draw(text[:width(self._terminal) - 1])  # some terminals wrap after the last column
 
     def _draw(self, text):
-        """Writes text over what is shown, if the terminal takes it at once."""
+        """Replaces the line by text, unless the terminal would block."""
         if self._is_dumb:
             data = "\r" + text + " " * (self._shown - len(text))
             data += "\r" if not text else ""
@@ -188,21 +187,21 @@ class Progress:
             if self._is_ready(0):
                 os.write(self._terminal, data.encode("ascii"))
                 self._shown = len(text)
-        except OSError:  # the terminal has gone, but the fetch goes on
+        except OSError:  # the terminal is gone; the fetch goes on
             self._loop.cancel(self._timer)
             self._shown = 0
 
 
 def is_in_foreground(terminal):
-    """Whether this process may draw on a terminal (its file's number): it is not a job in its background."""
+    """Whether this process is not a background job of a terminal (a file descriptor)."""
     try:
         return os.tcgetpgrp(terminal) == os.getpgrp()
-    except OSError:  # it does not control this process
+    except OSError:  # not the controlling terminal
         return True
 
 
 def width(terminal):
-    """The columns of a terminal (its file's number), as it is now."""
+    """The current number of columns of a terminal (a file descriptor)."""
     try:
         return os.get_terminal_size(terminal).columns or WIDTH
     except OSError:

@@ -1,4 +1,4 @@
-"""The page of a check: one HTML file that needs no script, no network and nothing beside it. No I/O."""
+"""The report of a check: one self-contained HTML page, without scripts. No I/O."""
 
 import math
 import time
@@ -6,17 +6,19 @@ import time
 from . import figures
 from .units import clock, counted, duration, micro_time, si, time_unit, whole
 
-WIDE, NARROW = 920, 380  # CSS pixels that the plots are drawn for; the page shows the ones that fit
-TICKS_MOST = 6  # on an axis
-NARROW_TICKS_MOST = 4
-LINES_MOST = 60  # drops up to which each has a line through the plot; more would be a curtain
+# Sizes are in CSS pixels.
+WIDE, NARROW = 920, 380  # widths of the two versions of each plot; the page shows the one that fits
+TICKS_MOST = 6  # ticks of an axis
+NARROW_TICKS_MOST = 4  # ticks of the time axis on narrow screens, and of the histogram's height
+LINES_MOST = 60  # with more marks of drops than this, vertical lines through the plot would hide it
 BARS_PER_OCTAVE = 4
-BARS_MOST = 64  # beyond, two bars become one
+BARS_MOST = 64  # with more bars, pairs of them are merged
 RATE_HEIGHT, LANE_HEIGHT, HISTOGRAM_HEIGHT = 220, 26, 170
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 10, 40  # room around a plot: for the numbers of an axis and what they are
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 10, 40  # margins of a plot, with room for axis labels and titles
 LABEL_HEIGHT = 15
-LETTER = 6.2  # the width of a letter, on average, where a text's place is worked out
+LETTER = 6.2  # average width of a character, for placing labels
 
+# The CSS class of the verdict, by exit status; "lost" for any other.
 VERDICTS = {0: "sound", 1: "wrong", 4: "lost", 5: "wrong"}
 
 STYLE = """
@@ -76,10 +78,10 @@ th.number, td.number { text-align: right; } tr:last-child td { border-bottom: 0;
 
 
 def page(start, end, kept):
-    """The page (text, ASCII).
+    """The HTML page (ASCII text).
 
-    start, end  the first and the last line of the check (dicts): see docs/check.md
-    kept        its Figures
+    start, end  the first and the last line of the check (dicts, see docs/check.md)
+    kept        the Figures of the check
     """
     parts = [_head(start, end), _tiles(end), _rate_section(end, kept), _histogram_section(end, kept),
              _causes_section(end), _outages_section(kept), _drops_section(kept), _foot(start)]
@@ -181,7 +183,7 @@ def _section(title, text, content="", long=False):
 
 
 def _table(columns, rows):
-    """A table; columns are pairs of a title and a class."""
+    """An HTML table; columns are (title, CSS class), rows are tuples of text."""
     cell = "<{0} class=\"{1}\">{2}</{0}>".format
     lines = ["".join(cell("th", kind, title) for title, kind in columns)]
     lines += ["".join(cell("td", kind, _escape(text)) for text, (_, kind) in zip(row, columns))
@@ -199,17 +201,17 @@ def _said_omitted(kept, text):
 
 
 def _both(plot):
-    """A plot for wide and for narrow screens."""
+    """Two SVG elements, for wide and narrow screens, of plot(width), which returns (height, content)."""
     return "".join('<svg class="%s" viewBox="0 0 %d %d" role="img">%s</svg>' % ((name, width) + plot(width))
                    for name, width in (("wide", WIDE), ("narrow", NARROW)))
 
 
 def _rate_plot(width, seconds, kept):
-    """(height, SVG) of numbers a second over time, with outages and drops."""
+    """The plot of numbers per second over time, with outages and drops: (height, SVG content)."""
     series, drops = kept.numbers, kept.drops
     rates = [count / series.step for count in series.used(seconds)]
     covered = seconds - (len(rates) - 1) * series.step
-    if len(rates) > 1 and covered < series.step / 2:  # a part of a slot, too short to have a rate
+    if len(rates) > 1 and covered < series.step / 2:  # the last slot is too short for a rate
         rates.pop()
     else:
         rates[-1] *= series.step / max(min(covered, series.step), 1e-9)
@@ -259,7 +261,7 @@ def _rate_plot(width, seconds, kept):
 
 
 def _histogram_plot(width, trips, histogram):
-    """(height, SVG) of how many round trips took how long."""
+    """The histogram of round trips, on a logarithmic axis: (height, SVG content)."""
     marks = [(name, trips[key]) for key, name in (
         ("p50", "p50"), ("p99", "p99"), ("p999", "p99.9"), ("longest", "longest"))]
     first, shares = bars(histogram)
@@ -288,7 +290,7 @@ def _histogram_plot(width, trips, histogram):
     for number, share in enumerate(shares):
         begin, end = x((first + number) / per_octave), x((first + number + 1) / per_octave)
         if share:
-            height = max(HISTOGRAM_HEIGHT * share / highest, 0.7)  # so that a single one is seen
+            height = max(HISTOGRAM_HEIGHT * share / highest, 0.7)  # keeps a single round trip visible
             parts.append(_bar(begin + 0.5, bottom - height, max(end - begin - 1, 0.5), height, "bar",
                              "%.2g %%" % share))
     for row, (name, seconds) in enumerate(marks):
@@ -314,13 +316,16 @@ def _histogram_plot(width, trips, histogram):
 
 
 def bars(histogram):
-    """(number of the first, [share in %]): bars a fourth of an octave wide, on a logarithmic axis."""
+    """The bars of a Histogram, each a quarter of an octave wide: (number of the first, [share in %]).
+
+    Bar number i begins at 2 ** (i / BARS_PER_OCTAVE) microseconds.
+    """
     shares = {}
     for bucket, count in histogram.items():
         begin, end = figures.bucket_start(bucket), figures.bucket_start(bucket + 1)
         begin = max(begin, 0.5)
         bar = math.floor(math.log(begin, 2) * BARS_PER_OCTAVE + 1e-9)
-        while begin < end - 1e-9:  # shared among the bars that it lies in
+        while begin < end - 1e-9:  # distributes the bucket over the bars that it overlaps
             edge = min(2 ** ((bar + 1) / BARS_PER_OCTAVE), end)
             width = end - max(figures.bucket_start(bucket), 0.5)
             shares[bar] = shares.get(bar, 0.0) + 100 * count / histogram.count * (edge - begin) / width
@@ -330,7 +335,7 @@ def bars(histogram):
 
 
 def _bar(x, y, width, height, kind, title):
-    """A rectangle; the title is shown where one points at it."""
+    """An SVG rectangle; the title is its tooltip."""
     return '<rect class="%s" x="%.1f" y="%.1f" width="%.1f" height="%.1f"><title>%s</title></rect>' % (
         kind, x, y, width, height, title)
 
@@ -344,7 +349,7 @@ def _label(x, y, text, anchor="middle"):
 
 
 def nice_ticks(highest, most):
-    """0 and up to `most` round numbers up to the first that is not below `highest`."""
+    """Ticks of an axis (list): 0, and up to `most` multiples of a round step, the last at least `highest`."""
     if not highest > 0:
         return [0, 1]
     step = 10.0 ** math.floor(math.log10(highest / most))

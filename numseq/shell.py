@@ -1,23 +1,26 @@
-"""Command lines that a person can paste into a POSIX shell as they are."""
+"""Command lines to be pasted into a POSIX shell."""
 
 import os
 import re
 import sys
 
-PLAIN = re.compile(r"[A-Za-z0-9@%+=:,./_-]+")  # what no shell changes
-SCRIPT_MOST = 128 * 1024  # bytes read of /proc/self/cmdline: longer ones are not typed by hand
+PLAIN = re.compile(r"[A-Za-z0-9@%+=:,./_-]+")  # words that need no quotes
+SCRIPT_MOST = 128 * 1024  # bytes read of /proc/self/cmdline; nobody types a longer command line
 
 
 def join(words):
-    """A command line (text, printable ASCII but for line feeds at the end of a word) of the words (text)."""
+    """The command line (text) of the words (list of text), in printable ASCII.
+
+    The only exception are line feeds at the end of a word.
+    """
     return " ".join(map(quote, words))
 
 
 def quote(word):
-    """A word (text, as in sys.argv) so that a POSIX shell takes it as it is.
+    """A word (text, as in sys.argv), quoted for a POSIX shell.
 
-    What is not printable ASCII is written by printf, which every terminal and every locale can show. A
-    command substitution loses line feeds at its end, so these stay as they are, in quotes.
+    Characters other than printable ASCII become escapes of printf, so that any terminal and locale can show
+    them. Line feeds at the end stay as they are, in quotes, because a command substitution drops them.
     """
     if PLAIN.fullmatch(word):
         return word
@@ -32,12 +35,12 @@ def quote(word):
 
 
 def program_as_called(arguments, otherwise):
-    """The words (list of text) before the `arguments` in the command line of this process.
+    """The words (list of text) that called this program, without its arguments.
 
-    arguments  what followed the program's name (list of text)
-    otherwise  the program's name (text), where the process was not started with these arguments
+    Examples: ["python", "numseq/client.py"], ["python", "-m", "numseq.client"], ["numseq-client"].
 
-    ["python", "numseq/client.py"], ["python", "-m", "numseq.client"], ["numseq-client"].
+    arguments  the arguments after the program's name (list of text)
+    otherwise  the program's name (text), returned if the process was not started with these arguments
     """
     words = _original_words()
     count = len(words) - len(arguments)
@@ -51,8 +54,8 @@ def program_as_called(arguments, otherwise):
 
 
 def _original_words():
-    """All words of this process's command line, the interpreter's among them; [] where nobody knows."""
-    words = getattr(sys, "orig_argv", None)  # since 3.10
+    """The whole command line of this process, including the interpreter (list of text); [] if unknown."""
+    words = getattr(sys, "orig_argv", None)  # since Python 3.10
     if words:
         return list(words)
     try:
@@ -63,7 +66,7 @@ def _original_words():
 
 
 def _is_command(script):
-    """Whether a shell finds the script by its name alone."""
+    """Whether a shell finds this script by its name alone, in PATH."""
     name = os.path.basename(script)
     for folder in os.get_exec_path():
         path = os.path.join(folder, name)

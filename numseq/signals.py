@@ -1,8 +1,6 @@
-"""The signals that end a run, caught before the program's modules are loaded.
+"""Catches the signals that end a run, before the slow imports: none is lost, and none causes a traceback.
 
-So none is lost while it starts, and none ends in a traceback.
-
-`signal` alone would load enum first, which takes longer than all that is here.
+Uses `_signal`, because `signal` imports enum, which takes longer than everything here.
 """
 
 try:
@@ -11,16 +9,16 @@ except ImportError:
     import signal
 
 NUMBERS = {name: getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")}
-ARRIVED_MOST = 16  # signals remembered: the first says how the run ends, the others that it is to be at once
+ARRIVED_MOST = 16  # signals remembered: the first sets the exit status, any other ends the run at once
 
-arrived = []  # the numbers of those that came, in order
+arrived = []  # numbers of the signals that have arrived, in order
 
 
 def catch():
-    """Remembers from now on each signal that would end the process, in `arrived`.
+    """From now on, adds the signals that would end the process to `arrived`.
 
-    What was ignored when the process began stays ignored. Returns {number: handler} for `restore`, without
-    those that are caught already. Does nothing outside the main thread, where Python does not allow it.
+    Ignored signals stay ignored. Returns {number: previous handler} for `restore`, without signals that were
+    already caught. Does nothing outside the main thread, where Python does not allow handlers.
     """
     taken = {}
     for number in NUMBERS.values():
@@ -35,12 +33,12 @@ def catch():
 
 
 def caught():
-    """The numbers of the signals that `catch` has taken over."""
+    """The numbers of the signals that `catch` handles now (list of int)."""
     return [number for number in NUMBERS.values() if signal.getsignal(number) is _remember]
 
 
 def restore(taken):
-    """Puts back the handlers that `catch` returned, and forgets what came meanwhile if there are any."""
+    """Restores the handlers that `catch` returned (a dict); if there are any, clears `arrived`."""
     for number, handler in taken.items():
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
     if taken:
@@ -48,7 +46,7 @@ def restore(taken):
 
 
 def remember(number):
-    """Takes a signal as arrived, for who has learnt of it in another way."""
+    """Adds a signal number to `arrived`, for handlers other than that of `catch`."""
     if len(arrived) < ARRIVED_MOST:
         arrived.append(number)
 

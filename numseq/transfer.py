@@ -1,4 +1,8 @@
-"""The client's side: fetches a sequence over as many connections as it takes, and verifies it."""
+"""The client's side: fetches a sequence over as many connections as it takes, and verifies it.
+
+`Fetch` is one fetch on a loop; `fetch` and `resume` block until one is complete. docs/links.md says how a
+fetch adapts to slow, long and lossy links.
+"""
 
 import collections
 import os
@@ -12,157 +16,191 @@ from .journal import Journal, load
 from .loop import Loop
 from .pipeline import split_numbers
 
+# ---- defaults and limits
+
 HOST = "127.0.0.1"
-HOSTS_MOST = 16  # servers of a fleet
-BATCH = 5  # numbers in a batch
-STATE = "numseq.state"  # the file in the current directory that CONTINUE reads
+HOSTS_MOST = 16  # servers of one fleet
+BATCH = 5  # numbers per batch
+STATE = "numseq.state"  # state file, in the current directory
+
+# Connecting.
 TIMEOUT = 3.0  # seconds of silence, also while connecting, after which a connection is given up
-MOMENT = 0.001  # seconds by which times that were computed in different ways may differ
-PATIENCE_MOST = 4  # times the timeout that a connection may take to be made, where shorter waits were in vain
-WINDOW = 2048  # requests in flight, at most, where nobody reads a transcript: 40 kB of replies
-WINDOW_MOST = protocol.N_MOST  # there are no more batches
-PAUSE_FIRST = 0.05  # seconds from one connection without progress to the next, doubled for each that follows
-PAUSE_MOST = 5.0  # seconds
-RETRIES_LEAST = 3  # retries that there are even if each takes longer than the timeout
+MOMENT = 0.001  # seconds: tolerance when two computed times are compared
+PATIENCE_MOST = 4  # timeouts: the limit for connecting, which doubles after each attempt that timed out
 
-# How much is requested before anything is known of the link. A SYN and its answer are 150 bytes: where they
-# took 10 ms, the link carries 100 kbit/s, and the first segment of a large flight arrives within a session.
-PROMPT = 0.01  # seconds
-PROMPT_FLIGHT = 1024  # requests, as many as the server answers in a turn; more gain nothing there
-SLOW_FLIGHT = 96  # requests on a link that is slower or longer: 0.8 s of 9.6 kbit/s
-SYN_BYTES = 120  # of a SYN and its answer, without what a link adds
-FIRST_SECONDS = 0.25  # what the first segment may take if only its rate makes the link slow
-SEGMENT_REQUESTS = 120  # that a full segment holds: the first requests need not be shorter for it
+# Requests in flight.
+WINDOW = 2048  # requests: the default limit where no transcript is shown; their replies are 40 kB
+WINDOW_MOST = protocol.N_MOST  # requests: no sequence has more batches
 
-# How the window follows the link.
-UNQUEUED = 1.25  # round trips within which replies come that have waited for nothing,
-UNQUEUED_SECONDS = 0.05  # and seconds beside them that the server may take
-GROWTH = 3  # what each reply adds to the window then: fourfold in a round trip; else each adds 1,
-QUEUED_SOME = 0.5  # until replies wait for so many seconds in queues, beside two round trips
-QUEUED_MOST = 0.6  # and when they wait for so many, it narrows
-SHRINK = 4  # the most that the window is divided by, where a connection brought less than its first requests
-LATER = 1.25  # times the age up to which earlier connections had their requests answered: after that, and
-LATER_SECONDS = 0.1  # seconds more, little is requested, as it would come too late
-SILENT_SHARE = 0.8  # of a connection's time after which its silence says something of the link
-LIMIT_LEAST = 12  # requests: the window may grow to it even on a link that falls silent
-SAID_MOST = 200  # characters of an ERR that are shown: the longest of a numseq server has 85
-TIME_OVER = "not complete after %g s"  # the ConnectionLost of a fetch whose max_time is over
+# Retries.
+PAUSE_FIRST = 0.05  # seconds between two attempts; doubled after each attempt without progress
+PAUSE_MOST = 5.0  # seconds: the longest pause
+RETRIES_LEAST = 3  # retries granted even if they take longer than the timeout each
+
+# ---- the first flight: what a connection requests before the first reply
+
+# The round trip of the TCP handshake is all that is known of the link. If its 120 bytes took at most 10 ms,
+# the link carries at least 100 kbit/s, and a full segment (1,460 bytes) arrives in 0.12 s, well within a
+# session of 1 s. Such a link is called prompt.
+PROMPT = 0.01  # seconds: the longest round trip of a prompt link
+PROMPT_FLIGHT = 1024  # requests on a prompt link: what the server answers in one turn; more do not help
+SLOW_FLIGHT = 96  # requests on any other link: they take 0.8 s at 9.6 kbit/s
+SYN_BYTES = 120  # bytes of a SYN and its SYN-ACK, without link headers
+# The first segment is sized to be transmitted within this time (in seconds), on the assumption that the
+# round trip of the handshake was all transmission time, and no propagation delay.
+FIRST_SECONDS = 0.25
+SEGMENT_REQUESTS = 120  # requests that fill a segment; a flight with this much room is sent in one piece
+
+# ---- the congestion window: requests in flight that the link carries without long queues
+
+# A reply is unqueued if it comes within UNQUEUED round trips plus UNQUEUED_SECONDS.
+UNQUEUED = 1.25  # round trips
+UNQUEUED_SECONDS = 0.05  # seconds: time for the server to answer
+GROWTH = 3  # requests that an unqueued reply adds to the window, which grows fourfold per round trip
+# Other replies add 1 each, as in slow start, up to a queueing delay of QUEUED_SOME beyond two round trips.
+# Over QUEUED_MOST, the window shrinks in proportion to the delay.
+QUEUED_SOME = 0.5  # seconds
+QUEUED_MOST = 0.6  # seconds
+SHRINK = 4  # the window is divided by at most this after a connection that left its first flight unanswered
+
+# ---- what earlier connections say about the next one
+
+# The age of a connection at its latest answered request shows how late a request may be. When the next
+# connection is older than LATER times that age plus LATER_SECONDS, its window is divided by SHRINK, since
+# most replies would come after the end of the session.
+LATER = 1.25
+LATER_SECONDS = 0.1  # seconds
+# A connection that was silent for this share of its time fell silent early: the link may lose large bursts or
+# packets, so from now on the window is limited to half of what it was.
+SILENT_SHARE = 0.8
+LIMIT_LEAST = 12  # requests: the lowest limit of that kind
+
+# ---- texts
+
+SAID_MOST = 200  # characters shown of an ERR; the longest of a numseq server has 85
+TIME_OVER = "not complete after %g s"  # message of the ConnectionLost when max_time is over
 
 
 class Result(collections.namedtuple("Result", ["numbers", "sum", "checksum", "client_id"])):
-    """A complete sequence.
+    """A complete and verified sequence.
 
-    `state_error` says in a line why its state could not be written (text), else it is None.
+    numbers      list of int, 0 to 100
+    sum          their sum (int)
+    checksum     32 hex digits (text)
+    client_id    UUID (text)
+    state_error  one line on why the state file could not be written (text), or None
     """
 
     state_error = None
 
-# The phases of a connection.
-OPENING = "opening"  # INIT or CONT is to be acknowledged
-RECEIVING = "receiving"  # batches are missing
-FINISHING = "finishing"  # FIN is to be answered
 
-# What is known of the sequence at the server.
+# The phases of a connection.
+OPENING = "opening"  # waits for the ACK of INIT or CONT
+RECEIVING = "receiving"  # waits for batches
+FINISHING = "finishing"  # waits for the reply to FIN
+
+# What is known about the sequence at the server.
 ABSENT = "absent"
-UNKNOWN = "unknown"  # an INIT was sent, but not answered
+UNKNOWN = "unknown"  # INIT was sent, but not answered
 PRESENT = "present"
 
-# What a server says that another try may find changed.
+# Refusals that may pass, and are retried.
 PASSING = frozenset([protocol.TOO_MANY_CONNECTIONS, protocol.TOO_MANY_CLIENTS, protocol.STORE_FAILED])
 REPLY_TYPES = frozenset([protocol.ACK, protocol.NUM, protocol.FAC, protocol.ERR])
-PLACES_MOST = 4  # addresses that a message names
-NUMBER_BYTES = 2.91  # of a number and what separates it from the next, on average
-SHOWN_MOST = 60  # bytes that are shown of what is no reply
+PLACES_MOST = 4  # addresses named in a message
+NUMBER_BYTES = 2.91  # average bytes of a number (0 to 100) and its separator
+SHOWN_MOST = 60  # bytes shown of input that is not a reply
 
 
 class Observer:
-    """What a Fetch tells of its connections. This one ignores it."""
+    """Receives the events of a Fetch's connections. These methods do nothing; override those of interest."""
 
     def connected(self):
-        """A connection is established."""
+        """A connection was established."""
 
     def sent(self, messages):
-        """Whole messages (bytes) are on their way."""
+        """Whole messages (bytes) were sent."""
 
     def received(self, data):
-        """There is more input, or its end. `data` (bytes) is what is not handled yet, old and new."""
+        """Input has arrived, or has ended. `data` (bytes) is all unprocessed input, old and new."""
 
     def lost(self, error):
-        """The connection was lost, or not made: error is a ConnectionLost, or a Refused that passes."""
+        """The connection was lost or not made: error is a ConnectionLost, or a Refused that may pass."""
 
 
 class Fetch:
-    """One sequence being fetched, over as many connections as it takes. Any number of them can share a loop.
+    """Fetches one sequence, over as many connections as it takes. Any number of fetches can share a loop.
 
     host      HOST, HOST:PORT, [ADDRESS] or [ADDRESS]:PORT (text), or a list of them: servers of one fleet
-    port      of the hosts without one
-    journal   the Journal with what has arrived so far
-    done      done(fetch, error) is called once, when the fetch is over; error is a FetchError, or None when
-              the numbers are complete and verified
+    port      port of the hosts without one (int)
+    journal   the Journal with the numbers that have arrived so far
+    done      done(fetch, error) is called once, at the end; error is a FetchError, or None if the numbers are
+              complete and verified
     resume    whether the server has the sequence already (bool)
-    window    requests in flight, at most
+    window    limit of requests in flight (int)
     timeout   seconds of silence after which a connection is given up
-    retry     the fetch is given up after `retry` times `timeout` seconds without progress; 0: one connection
+    retry     the fetch is given up after `retry` times `timeout` seconds without progress (int); 0 allows one
+              connection
     max_time  seconds from now after which the fetch is given up; None for no limit
-    watch     watch(event, detail) is called for each event: see output.TRANSCRIPT. It excludes the fast path
+    watch     watch(event, detail) is called for each event, see output.TRANSCRIPT. It turns off the fast path
               and the first flight: a connection opens with INIT or CONT alone
-    observer  told of each connection, at little cost: see Observer
-    known     addresses of the hosts (a dict) that several fetches share: see Connector
+    observer  an Observer, which costs less than `watch`
+    known     cache of host addresses (a dict), shared by several fetches: see Connector
 
-    Raises UsageError for a host that is none.
+    Raises UsageError for a malformed host.
     """
 
     def __init__(self, loop, host, port, journal, done, resume=False, window=WINDOW, timeout=TIMEOUT, retry=0,
                  watch=None, observer=None, known=None, max_time=None):
         self.loop = loop
         self.journal = journal
-        self.checksum = None  # the server's, at the end
-        self.sum = None  # of the numbers, at the end
+        self.checksum = None  # the server's (text), once complete
+        self.sum = None  # sum of the numbers (int), once complete
         self.drops = 0  # connections lost
-        self._endpoints = endpoints(host, port)  # the one to try first is first
+        self._endpoints = endpoints(host, port)  # in the order in which they are tried
         self._known = {} if known is None else known
         self._done = done
         self._sequence = PRESENT if resume else ABSENT
         self._init_lost = False  # whether an earlier INIT may still be carried out
         self._window_most = max(window, 1)
-        self._window_limit = self._window_most  # lower where the link fell silent
-        self._window = None  # requests in flight that the link seems to carry; None before it is known
+        self._window_limit = self._window_most  # reduced where the link fell silent early
+        self._window = None  # congestion window, in requests; None before the first connection
         self._timeout = timeout
-        self._patience = timeout  # seconds for connecting
+        self._patience = timeout  # seconds allowed for connecting
         self._retry = retry
         self._watch = watch
         self._observer = observer or Observer()
-        self._eager = watch is None  # whether a connection begins with all that it will ask for
+        self._eager = watch is None  # whether a connection opens with its whole first flight
         self._end_timer = None if max_time is None else loop.call_later(
             max_time, lambda: self._run_out(max_time))
-        self._failures = 0  # in a row, without progress
-        self._failing_since = None  # when the first of them was begun
+        self._failures = 0  # consecutive connections without progress
+        self._failing_since = None  # time of the first of these attempts
         self._progress = False  # whether any batch has arrived
         self._made = self._acknowledged = 0  # connections
         self._link = None  # a Connector or a Stream; None between connections and at the end
         self._timer = None
-        self._begun = 0.0  # when the link was begun
-        self._heard = 0.0  # when the link was made, or the server was last heard
-        self._connected = 0.0  # when the stream was connected
-        self._silence = timeout  # seconds without a word after which the connection is given up
-        self._round_trip = 0.0  # seconds that connecting took
-        self._shortest = float("inf")  # the same of the fastest connection, which waited in no queue
+        self._begun = 0.0  # time of the start of the attempt to connect
+        self._heard = 0.0  # time of the last input, or of connecting if there was none
+        self._connected = 0.0  # time of connecting
+        self._silence = timeout  # seconds without input after which the connection is given up
+        self._round_trip = 0.0  # round trip of this connection's handshake, in seconds
+        self._shortest = float("inf")  # shortest handshake so far: a round trip without queueing
         self._phase = OPENING
         self._opened_with = None  # INIT or CONT
         self._finished = False  # whether FIN was sent
-        self._first_batch = 0  # the first that this connection is to bring
-        self._flight = 0  # batches of its first requests
-        self._next_batch = 0  # the first batch not yet requested on this connection
-        self._runs = collections.deque()  # unanswered: (first batch, the one after the last, when requested)
-        self._answered = 0.0  # how old the connection was when the last run that was answered was requested
-        self._lifetime = None  # the same of connections that were lost: later requests came too late
-        self._lead = None  # batches requested in the first segment of a slow link
-        self._second = None  # the timer of the second segment of the first requests
+        self._first_batch = 0  # first batch requested on this connection
+        self._flight = 0  # batches requested in the first flight
+        self._next_batch = 0  # first batch not yet requested on this connection
+        self._runs = collections.deque()  # requests in flight: (first batch, last batch + 1, time sent)
+        self._answered = 0.0  # age of the connection when the latest answered run was sent
+        self._lifetime = None  # `_answered` of lost connections: requests sent later got no answer
+        self._lead = None  # batches requested in the first segment on a slow link
+        self._second = None  # timer that sends the rest of the first flight
         self._searched = 0  # bytes of the stream's input already searched for `;`
         self._connect()
 
     def cancel(self):
-        """Ends the fetch without calling `done`. What has arrived stays in the journal."""
+        """Ends the fetch without calling `done`. The numbers that have arrived stay in the journal."""
         self.loop.cancel(self._end_timer)
         self._unlink()
         self.journal.close()
@@ -191,14 +229,14 @@ class Fetch:
             link.abort()
 
     def _check_connecting(self):
-        """The time of a look-up does not count: the resolver has its own limit."""
-        since = self._link.since
+        """Gives the attempt up when its time is over, without the look-up, which has a limit of its own."""
+        since = self._link.since  # None during the look-up
         due = (self.loop.now if since is None else since) + self._patience
         if due > self.loop.now:
             self._timer = self.loop.call_at(due, self._check_connecting)
         else:
             text = self._unconnected("no answer for %g s" % self._patience)
-            # The link may only be longer than that.
+            # The round trip may just be longer than that.
             self._patience = min(self._patience * 2, self._timeout * min(PATIENCE_MOST, max(self._retry, 1)))
             self._lost(ConnectionLost(text, cause=TimeoutError()))
 
@@ -210,7 +248,7 @@ class Fetch:
 
     @property
     def phase(self):
-        """What the connection waits for: OPENING, RECEIVING or FINISHING."""
+        """The phase of the connection (text): OPENING, RECEIVING or FINISHING."""
         return self._phase
 
     def connected(self, stream):
@@ -224,16 +262,16 @@ class Fetch:
         self.loop.cancel(self._timer)
         self._timer = self.loop.call_later(self._silence, self._check_silence)
         (endpoint, _), = connector.tried
-        self._endpoints.sort(key=lambda each: each != endpoint)  # it comes first on the next connection
+        self._endpoints.sort(key=lambda each: each != endpoint)  # tried first on the next connection
         self._open()
 
     def closed(self, stream, error):
-        if self._link is not None:  # not closed by this side
+        if self._link is not None:  # else this side closed it
             text = str(error) if error else "The server closed the connection"
             self._lost(ConnectionLost(text if stream is not None else self._unconnected(text), cause=error))
 
     def _unconnected(self, reason):
-        """What to say where no connection was made (text)."""
+        """The message of a ConnectionLost where no connection was made (text)."""
         tried = self._link.tried
         if not tried:
             places = [format_endpoint(*endpoint) for endpoint in self._endpoints]
@@ -244,7 +282,7 @@ class Fetch:
         return "cannot connect to %s: %s" % (", ".join(shown), reason)
 
     def _lost(self, error):
-        """The connection is gone or useless: retries, or ends."""
+        """The connection is lost or useless: schedules the next one, or ends the fetch."""
         self._observer.lost(error)
         self._unlink()
         self.drops += 1
@@ -258,8 +296,8 @@ class Fetch:
             return
         if self._failing_since is not None:
             self._change_server()
-        # From one beginning to the next, so that a connection that was swallowed has no pause after it. With
-        # jitter, or all clients of a server that was away come back at once.
+        # Exponential backoff, measured from the start of one attempt to the start of the next, so there is
+        # hardly any pause after a timeout. Jitter keeps the clients of a restarted server apart.
         pause = min(PAUSE_FIRST * 2 ** min(self._failures, 32), PAUSE_MOST)
         share = (257 + os.urandom(1)[0]) / 512  # 0.5 to 1; a small build may lack the module random
         pause = max(self._begun + pause - self.loop.now, PAUSE_FIRST) * share
@@ -270,23 +308,23 @@ class Fetch:
         self._timer = self.loop.call_later(pause, self._connect)
 
     def _may_retry(self):
-        """Whether there are retries left: each stands for `timeout` seconds, what a silent connection takes.
+        """Whether a retry is left. Each stands for `timeout` seconds, the time of a silent connection.
 
-        The last one begins when the time of all of them is over: they outlast every outage that is shorter.
+        The last one starts when the time of all retries is over, so they outlast any shorter outage.
         """
         if self._failing_since is None or self._failures < min(self._retry, RETRIES_LEAST):
             return self._retry > 0
         return self._begun < self._failing_since + self._retry * self._timeout - MOMENT
 
     def _learn(self):
-        """Draws conclusions from what a connection has brought, for the next one's first requests."""
+        """Adapts the window, its limit and the next connection's first flight to what this one brought."""
         if self._opened_with is None:
-            self._known.clear()  # its addresses may have changed
+            self._known.clear()  # the addresses may have changed
             return
         brought = self.journal.batches() - self._first_batch
         silent = self.loop.now - self._heard
         if silent > max(self._reply_most(), SILENT_SHARE * (self.loop.now - self._connected)):
-            # It fell silent soon, and not at some time: so many replies at once may not get through.
+            # It fell silent early, so bursts of this size may not get through.
             self._window_limit = max(self._window // 2, min(LIMIT_LEAST, self._window_most))
         else:
             self._window_limit = min(self._window_limit * SHRINK, self._window_most)
@@ -297,10 +335,10 @@ class Fetch:
         elif self._lead is not None:
             self._lead //= SHRINK
         if not brought and self._phase is not OPENING:
-            self._eager = True  # what waits for an answer may come too late for this session
+            self._eager = True  # requests sent after the ACK may come too late for the session
 
     def _change_server(self):
-        """Another address first, and another server, after a connection that brought nothing."""
+        """After a connection that brought nothing: next server first, and this one's next address later."""
         endpoint = self._endpoints[0]
         if self._opened_with is not None:
             if self._phase is OPENING:
@@ -309,7 +347,7 @@ class Fetch:
             self._endpoints.append(self._endpoints.pop(0))
 
     def _diagnosis(self, error):
-        """The error, saying how far the connections came where none brought anything."""
+        """The error to report; if no connection brought a batch, it says how far they came."""
         if not isinstance(error, ConnectionLost) or self._progress or not self._made:
             return error
         where = format_endpoint(*self._endpoints[0])
@@ -327,7 +365,7 @@ class Fetch:
         return advice
 
     def _run_out(self, max_time):
-        """The time for the whole fetch is over."""
+        """Ends the fetch because `max_time` is over."""
         error = ConnectionLost(TIME_OVER % max_time, self._sequence is PRESENT, TimeoutError())
         if self._watch:
             self._watch("error", str(error))
@@ -369,7 +407,7 @@ class Fetch:
                 self.closed(stream, None)
 
     def _read_run(self, stream):
-        """Takes the full batches at the beginning of the input, all at once."""
+        """The fast path: takes all full batches at the beginning of the input at once."""
         if self._phase is not RECEIVING or self._watch:
             return
         journal = self.journal
@@ -383,7 +421,7 @@ class Fetch:
             self._check_complete()
 
     def _read_each(self, stream):
-        """Takes reply by reply. Raises ProtocolError and Refused."""
+        """Takes the replies one by one. Raises ProtocolError, ProtocolBroken and Refused."""
         data = stream.input
         position = 0
         if self._phase is OPENING and not any(kind.startswith(bytes(data[:3])) for kind in REPLY_TYPES):
@@ -456,7 +494,7 @@ class Fetch:
     # ---- requests
 
     def _open(self):
-        """The first requests of a connection. Where nobody reads a transcript, nothing waits for the ACK."""
+        """Sends INIT or CONT and, unless `watch` is set, the first flight without waiting for the ACK."""
         journal = self.journal
         self._first_batch = self._next_batch = journal.batches()
         if self._window is None:
@@ -474,8 +512,8 @@ class Fetch:
         elif self._is_prompt():
             self._request(opening)
         else:
-            # A segment that is still on its way when the session ends was sent in vain. So the first one is
-            # short, in case only its rate makes the link slow.
+            # A segment that arrives after the end of the session is wasted. So the first one is short, in
+            # case the handshake was slow because of a low bit rate.
             if self._lead is None:
                 room = int(SYN_BYTES / self._round_trip * FIRST_SECONDS) - len(opening)
                 self._lead = room // len(b"RECV,12345;")
@@ -485,19 +523,19 @@ class Fetch:
             self._second = self.loop.call_later(0, self._request_rest)
 
     def _reply_most(self):
-        """Seconds within which a reply comes, unless it waits for others or is lost."""
+        """Seconds after which a reply has waited in a queue for too long, or is lost (float)."""
         return 2 * self._round_trip + QUEUED_MOST
 
     def _is_prompt(self):
         return self._round_trip <= PROMPT
 
     def _request_rest(self):
-        """The second segment of the first requests."""
+        """Sends the rest of the first flight, as a second segment."""
         if self._phase is not FINISHING and self._opened_with is not None and self._link is not None:
             self._request()
 
     def _request(self, opening=b"", most=WINDOW_MOST):
-        """Requests what the window has room for, once half of it is free, and FIN behind the last batch."""
+        """Fills the window once half of it is free; FIN follows the request for the last batch."""
         have, total = self.journal.batches(), self.journal.total()
         messages = opening
         window = min(self._window, most)
@@ -519,9 +557,9 @@ class Fetch:
                 self._check_complete()
 
     def _adapt(self):
-        """Widens the window where its replies came soon, and narrows it where they waited in a queue.
+        """Congestion control: grows the window while replies come soon, shrinks it when they queue for long.
 
-        Requests that wait in a queue when the session ends were sent in vain, and delay the next connection.
+        Requests that are in a queue when the session ends are wasted, and delay the next connection.
         """
         have = self.journal.batches()
         while self._runs and self._runs[0][1] <= have:
@@ -546,19 +584,19 @@ class Fetch:
         self._link.write(messages)
 
     def _fail(self, error):
-        """A reply that ends the fetch, unless another connection can help."""
+        """Handles a refusal or a broken protocol: ends the fetch, unless another connection can help."""
         client_id = self.journal.client_id.decode("ascii")
         opening = self._phase is OPENING
         does_not_exist = opening and str(error) == protocol.DOES_NOT_EXIST.format(client_id)
         if does_not_exist and self._opened_with is protocol.CONT:
             if self._sequence is UNKNOWN:
-                self._sequence = ABSENT  # the INIT that was not answered has not arrived, or not yet
+                self._sequence = ABSENT  # the unanswered INIT has not arrived, or not yet
                 self._init_lost = True
                 self._unlink()
                 self._connect()
             else:
                 forgotten = Forgotten("the server has forgotten the sequence %s: begin with NEW" % client_id)
-                forgotten.advises = self._acknowledged > 0  # a transcript of a single refusal says enough
+                forgotten.advises = self._acknowledged > 0  # else the transcript's one ERR says enough
                 self._end(forgotten)
         elif opening and str(error) in PASSING and self._may_retry():
             if self._opened_with is protocol.INIT and str(error) != protocol.STORE_FAILED:
@@ -574,7 +612,7 @@ class Fetch:
             self._end(error)
 
 
-# The reply that each phase expects, and what takes it; ERR is always possible.
+# The reply expected in each phase, and the method that takes it. ERR is possible in all phases.
 REPLIES = {
     OPENING: (protocol.ACK, Fetch._take_ack),
     RECEIVING: (protocol.NUM, Fetch._take_numbers),
@@ -583,17 +621,17 @@ REPLIES = {
 
 
 def shown(message):
-    """A server's message (bytes) as text: numbers whole, anything else in a few lines at most."""
+    """A server's message (bytes) as printable text: a NUM in full, others up to SAID_MOST characters."""
     text = protocol.printable(message)
     return text if message.startswith(b"NUM,") and not message[4:].strip(b"0123456789:") else shortened(text)
 
 
 def shortened(text):
-    """The beginning of a text that a peer chose, which may be long."""
+    """The first SAID_MOST characters of a text from the peer."""
     return text if len(text) <= SAID_MOST else text[:SAID_MOST] + "..."
 
 
-# ---- as a library
+# ---- the blocking interface
 
 
 def fetch(n, port, host=HOST, batch_size=BATCH, client_id=None, state=None, window=WINDOW, timeout=TIMEOUT,
@@ -602,20 +640,23 @@ def fetch(n, port, host=HOST, batch_size=BATCH, client_id=None, state=None, wind
 
     host        HOST, HOST:PORT, [ADDRESS] or [ADDRESS]:PORT (text, ASCII), or a list of them: servers of one
                 fleet
-    batch_size  numbers in a message (1 to 65,535)
+    batch_size  numbers per message (1 to 65,535)
     client_id   the UUID (text) under which the server keeps the sequence; by default a new one
-    state       path of a file from which `resume` can go on; by default there is none
-    window      requests in flight, at most
+    state       path of a state file, from which `resume` can go on; by default there is none
+    window      limit of requests in flight (int)
     timeout     seconds of silence after which a connection is given up, also while connecting
-    retry       the fetch outlasts outages of up to `retry` times `timeout` seconds; 0 is one connection
-    max_time    seconds after which the fetch is given up whatever arrives; by default there is no limit
+    retry       the fetch outlasts outages of up to `retry` times `timeout` seconds (int); 0 allows one
+                connection
+    max_time    limit of the whole fetch in seconds; by default there is none
 
-    Returns a Result: numbers (list of int, 0 to 100), sum (int), checksum (32 hex digits), client_id (text).
-    Its `state_error` is None, or says (text) why the state could not be written to its end. Raises
-    UsageError, Refused, ConnectionLost, ProtocolBroken or ChecksumMismatch, all of them FetchErrors, whose
-    `resumable` says whether `resume` can go on. A state that cannot be written is a UsageError before
-    anything is sent. It blocks and runs a loop of its own, in any thread; for many at once see Fetch. Nothing
-    stays open afterwards.
+    Returns a Result. If the state file could not be written to the end, its `state_error` says why; one that
+    cannot be written at all is a UsageError before anything is sent.
+
+    Raises UsageError, Refused, ConnectionLost, ProtocolBroken or ChecksumMismatch. All of them are
+    FetchErrors, whose `resumable` says whether `resume` can go on.
+
+    Blocks, on a loop of its own, and can be called in any thread. Nothing stays open afterwards. To run many
+    fetches at once, use Fetch.
     """
     name = str(client_id).encode("ascii", "replace") if client_id is not None else None
     for fits, what in (
@@ -636,7 +677,7 @@ def fetch(n, port, host=HOST, batch_size=BATCH, client_id=None, state=None, wind
 
 
 def resume(port, state=STATE, host=HOST, window=WINDOW, timeout=TIMEOUT, retry=0, max_time=None):
-    """Goes on with the sequence of a state file; otherwise as `fetch`."""
+    """Continues the sequence of a state file (its path). Everything else is as in `fetch`."""
 
     def old(complain):
         return load(os.fsdecode(state), complain, claim=True)
@@ -646,7 +687,7 @@ def resume(port, state=STATE, host=HOST, window=WINDOW, timeout=TIMEOUT, retry=0
 
 def _fetch_now(open_journal, host, port, resumed, window, timeout, retry, max_time):
     for fits, what in (
-        # getaddrinfo would take a port modulo 65,536, and an empty host for this machine.
+        # Without these checks, getaddrinfo takes a port modulo 65,536, and an empty host as this machine.
         (1 <= port <= PORT_MOST, "Invalid port: 1 to %d" % PORT_MOST),
         (host, "Invalid host: it is empty"),
         (window >= 1, "Invalid window: at least 1"),
@@ -677,7 +718,7 @@ def _fetch_now(open_journal, host, port, resumed, window, timeout, retry, max_ti
 
 
 def _run(journal, *settings):
-    """Runs a Fetch on a loop of its own; returns the Fetch and what it ended with."""
+    """Runs a Fetch on a loop of its own; returns (the Fetch or None, the FetchError or None)."""
     ended = []
     loop = transfer = None
     try:
@@ -691,19 +732,22 @@ def _run(journal, *settings):
         transfer = Fetch(loop, host, port, journal, done, resumed, window, timeout, retry, max_time=max_time)
         loop.run()
         return transfer, ended[0]
-    except OSError as error:  # too few files, or one that cannot be watched
+    except OSError as error:  # no more file descriptors, or one that the selector cannot watch
         return transfer, ConnectionLost(str(error), journal.kept)
     finally:
         if transfer is not None:
             transfer.cancel()
         if loop is not None:
-            for watched in list(loop.poller.watched.values()):  # a connection that was still being closed
+            for watched in list(loop.poller.watched.values()):  # connections that are still closing
                 watched.abort()
             loop.close()
 
 
 def endpoints(hosts, port):
-    """[(host, port)] of a host or a list of them, as Fetch takes them; raises UsageError."""
+    """[(host, port)] of one host or a list of them (text, as for Fetch), without duplicates.
+
+    Hosts without a port get `port`. Raises UsageError.
+    """
     found = []
     for text in [hosts] if isinstance(hosts, str) else hosts:
         try:

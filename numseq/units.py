@@ -1,18 +1,18 @@
-"""Numbers and times as a person reads them."""
+"""Formats numbers and times (in seconds) for people. The docstrings give examples of the text returned."""
 
 
 def whole(number):
-    """1,234,567."""
+    """1,234,567, of an int."""
     return "{:,}".format(number)
 
 
 def counted(number, name):
-    """2 clients, 1 client."""
+    """2 clients, 1 client, of an int and a singular noun."""
     return "%s %s%s" % (whole(number), name, "" if number == 1 else "s")
 
 
 def si(number):
-    """1.25 M, 300 k, 7."""
+    """1.25 M, 300 k, 7: three digits and an SI prefix."""
     for scale, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= 0.9995 * scale:
             return ("%.3g%s" if number < 999.5 * scale else "%.0f%s") % (number / scale, name)
@@ -20,7 +20,7 @@ def si(number):
 
 
 def short_time(seconds, micro="us"):
-    """21 us, 3.4 ms, 1.2 s; a dash for None."""
+    """21 us, 3.4 ms, 1.2 s, 2 min 5 s; a dash for None."""
     if seconds is None:
         return "-"
     if seconds < 0.9995e-3:
@@ -31,7 +31,7 @@ def short_time(seconds, micro="us"):
 
 
 def micro_time(seconds):
-    """The same, with the sign for micro, where it can be shown."""
+    """As short_time, with the micro sign, for outputs that are not limited to ASCII."""
     return short_time(seconds, "\u00b5s")
 
 
@@ -48,7 +48,7 @@ def duration(seconds):
 
 
 def clock(seconds):
-    """4.21 s, 5:04.2, 1:02:03, 3 d 01:02:03 from the beginning of the check."""
+    """4.21 s, 5:04.2, 1:02:03, 3 d 1:02:03: the time since the start of a check."""
     if seconds < 60:
         return "%.2f s" % seconds
     if seconds < 3600:
@@ -60,7 +60,7 @@ def clock(seconds):
 
 
 def time_unit(seconds):
-    """(seconds, name) of the unit of a time axis."""
+    """The unit for a time axis of this length: (its seconds, its name)."""
     for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * unit:
             return unit, name

@@ -1,8 +1,8 @@
-"""Text for whoever reads an output: waited for as long as it takes, and never lost.
+"""Writes text to outputs that may block, without losing any of it and without missing signals.
 
-A reader that is slow, or does not read, stops a plain write, and signals with it. So a Writer looks whether
-the file can be written, and whether the run is to end, before each write that could block. It does not make
-the file non-blocking, which would make it so for all who have it open.
+A plain write to a pipe or a terminal blocks while its reader is slow. So before each write that could block,
+a Writer checks whether the file is ready and whether the run is to end. It does not set O_NONBLOCK, because
+that would affect every process that shares the open file.
 """
 
 import os
@@ -15,15 +15,15 @@ import time
 from . import signals
 from .console import plain
 
-BUFFER_MOST = 64 * 1024  # bytes that are collected before they are written
-WRITE_MOST = getattr(select, "PIPE_BUF", 512)  # bytes of one write: a pipe that is ready takes so many
-LOOK = 0.1  # seconds between two looks for signals while nobody reads
-LAST_WORDS = 0.5  # seconds for what is still to be written once a run is to end
-REST = 0.01  # seconds after a file that was ready has taken nothing, or the loop would spin
+BUFFER_MOST = 64 * 1024  # bytes buffered before they are written
+WRITE_MOST = getattr(select, "PIPE_BUF", 512)  # bytes per write: a pipe that is ready takes this many
+LOOK = 0.1  # seconds between two checks for signals while the output blocks
+LAST_WORDS = 0.5  # seconds for the last lines once the run is to end
+REST = 0.01  # seconds of sleep if a file that was ready took nothing, so that the loop does not spin
 
 # Exit statuses where the output cannot be written.
 OUTPUT_FAILED = 74  # EX_IOERR of sysexits.h
-UNREAD = 128 + signal.SIGPIPE  # nobody reads the output, as a shell reports it
+UNREAD = 128 + signal.SIGPIPE  # the output's reader is gone; the status that a shell reports for it
 
 
 class OutputFailed(Exception):
@@ -33,22 +33,26 @@ class OutputFailed(Exception):
 
 
 def failure(name, error):
-    """The OutputFailed of an output (its name) for an OSError."""
+    """The OutputFailed for an OSError of the output called `name` (text)."""
     return OutputFailed("%s cannot be written: %s" % (name, error.strerror))
 
 
 class Unread(OutputFailed):
-    """Nobody reads an output any more."""
+    """The reader of an output is gone (EPIPE)."""
 
     status = UNREAD
 
 
 class Stopped(Exception):
-    """The run is to end, by a signal or its deadline, and an output is not written yet."""
+    """A signal or the deadline ends the run while an output blocks."""
 
 
 class Patience:
-    """How long a run waits for the readers of its outputs: until a signal, or for max_time (seconds)."""
+    """How long a run waits for blocked outputs: until a signal arrives, or max_time (seconds) is over.
+
+    max_time  None for no limit
+    clock     returns monotonic seconds
+    """
 
     def __init__(self, max_time=None, clock=time.monotonic):
         self._clock = clock
@@ -56,24 +60,24 @@ class Patience:
         self._last = False
 
     def last_words(self):
-        """Leaves LAST_WORDS for all that is still to be written, and less if there is another signal."""
+        """Allows LAST_WORDS for the last lines; another signal ends that time early."""
         if not self._last:
             self._last = True
             self._deadline = self._clock() + LAST_WORDS
 
     def look(self):
-        """Raises Stopped where the run is to wait no more."""
+        """Raises Stopped if the wait is over."""
         late = self._deadline is not None and self._clock() >= self._deadline
         if late or len(signals.arrived) > self._last:
             raise Stopped
 
 
 class Writer:
-    """Writes text to an open file (its number; None is nowhere), in order.
+    """Writes text to a file descriptor, in order. Its methods raise OutputFailed, Unread and Stopped.
 
-    Raises OutputFailed, Unread and Stopped.
-
-    name  what the file is called where it cannot be written. What is still to be written is dropped then
+    file      a file descriptor; None discards all text
+    patience  a Patience; by default without a limit
+    name      name of the file (text), for error messages. When a write fails, buffered text is dropped
     """
 
     def __init__(self, file, patience=None, name="standard output"):
@@ -86,18 +90,18 @@ class Writer:
             self._is_ready = readiness(file)
 
     def line(self, text, flush=True):
-        """Writes text as a line, in printable ASCII; without `flush` it may wait for the next call."""
+        """Writes text as a line of printable ASCII; without `flush` it may stay in the buffer."""
         self.write(plain(text).encode("ascii") + b"\n", flush)
 
     def write(self, data, flush=True):
-        """Writes bytes."""
+        """Writes data (bytes); without `flush` it may stay in the buffer."""
         if self._file is not None:
             self._waiting += data
             if flush or len(self._waiting) > BUFFER_MOST:
                 self.flush()
 
     def flush(self):
-        """Writes all that is in memory."""
+        """Writes the buffer."""
         data, self._waiting = bytes(self._waiting), bytearray()
         written = 0
         try:
@@ -126,7 +130,7 @@ class Writer:
 
 
 def readiness(file):
-    """A function from seconds to whether an open file (its number) can be written, waited for so long."""
+    """A function that waits up to so many seconds and returns whether a file descriptor is writable."""
     if hasattr(select, "poll"):
         poll = select.poll()
         poll.register(file, select.POLLOUT)
@@ -135,12 +139,12 @@ def readiness(file):
 
 
 def put_text(stream, text):
-    """Writes text to sys.stdout or sys.stderr, None being nowhere. Raises as a Writer does."""
+    """Writes text to sys.stdout or sys.stderr, which may be None. Raises as a Writer does."""
     if stream is None:
         return
     try:
         file = stream.fileno()
-    except OSError:  # it is no file, but what another program has put in its place
+    except OSError:  # replaced by an object without a file, such as io.StringIO
         stream.write(text)
     else:
         stream.flush()
@@ -148,7 +152,7 @@ def put_text(stream, text):
 
 
 def report(program, error):
-    """Says on standard error why an output failed (an OutputFailed), if anybody reads; returns the status."""
+    """Writes an OutputFailed to standard error, except for Unread; returns the exit status."""
     if not isinstance(error, Unread):
         try:
             put_text(sys.stderr, plain("%s: %s" % (program, error)) + "\n")
