@@ -9,6 +9,8 @@ from simulator import PORT, SERVER_ADDRESS, TURNS_MOST, Link, Network, Way, symm
 from numseq.check import Check
 from numseq.client import parse_arguments
 
+pytestmark = pytest.mark.slow
+
 
 def run(network, *options, host=SERVER_ADDRESS):
     """Runs a check on the network; returns its last line."""

@@ -15,6 +15,7 @@ from programs import CLIENT_ID, Liar, cut, hang, honest, instead, module, number
 
 from numseq import shell
 
+pytestmark = pytest.mark.slow
 COUNT = 3000
 NUMBERS = numbers_of(CLIENT_ID, COUNT)
 SMALL = numbers_of(1, 23)

@@ -27,7 +27,7 @@ ENDINGS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by 
 each_signal = pytest.mark.parametrize("number, status, said", ENDINGS, ids=["SIGINT", "SIGTERM", "SIGHUP"])
 HINT = "client.py: to go on: "
 HANGS = instead(GOOD, RECV_3=hang)
-pytestmark = pytest.mark.usefixtures("no_signals")
+pytestmark = [pytest.mark.usefixtures("no_signals"), pytest.mark.slow]
 
 
 @pytest.fixture

@@ -40,7 +40,9 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=KINDS)
+# Real time passes at a real server, so those take seconds.
+@pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.slow) if kind.startswith("real") else kind
+                        for kind in KINDS])
 def stores(request, loop, clock):
     """A Stores of each kind. None of them has anything to complain of."""
     stores = KINDS[request.param](request, loop, clock)

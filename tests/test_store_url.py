@@ -89,6 +89,7 @@ def test_a_sequence_outlives_a_server_that_is_killed(programs, tmp_path):
     assert "already exist" in refused.out
 
 
+@pytest.mark.slow
 def test_a_second_server_on_the_same_file_says_so(programs, tmp_path):
     store = "file:%s" % (tmp_path / "store")
     programs.server("--store", store)
