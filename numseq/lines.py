@@ -18,7 +18,7 @@ ROW = "%10s %10s %9s %8d %8d %6d %9s %9s %9s%s"
 def to_json(value):
     """The JSON (ASCII text) of None, bool, int, float, text, lists, tuples and dicts.
 
-    Infinite floats and NaN become null. The module `json` is not used, because small builds of Python lack it.
+    Infinite floats and NaN become null. The module json is not used, because small builds of Python lack it.
     """
     if isinstance(value, dict):
         return "{%s}" % ", ".join("%s: %s" % (to_json(name), to_json(each)) for name, each in value.items())
