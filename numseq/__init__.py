@@ -1,6 +1,6 @@
-"""A complete, checksummed sequence of numbers over connections that drop.
+"""Fetches complete, verified sequences of numbers over connections that drop.
 
-Importing the package loads only this module, its errors and its version.
+Importing the package loads only this module, its errors and its version. The first call loads the rest.
 """
 
 from .errors import ChecksumMismatch, ConnectionLost, FetchError, ProtocolBroken, Refused, UsageError
@@ -11,7 +11,7 @@ __all__ = ["fetch", "resume", "FetchError", "ChecksumMismatch", "UsageError", "R
 
 
 def fetch(n, port, **options):
-    """Fetches n numbers from the server at port, and returns when they are complete and verified.
+    """Fetches n numbers from the server at port; returns a Result once they are complete and verified.
 
     Options, result and exceptions are those of `numseq.transfer.fetch`.
     """
@@ -21,7 +21,7 @@ def fetch(n, port, **options):
 
 
 def resume(port, **options):
-    """Continues the sequence of a state file; see `numseq.transfer.resume`."""
+    """Continues the sequence of a state file, as `numseq.transfer.resume` does; returns a Result."""
     from .transfer import resume as resume_now
 
     return resume_now(port, **options)

@@ -1,6 +1,6 @@
 """`python -m numseq` runs the demonstration, `python -m numseq server|client ...` the programs."""
 
-# run as a folder: let the package be found, and run it from there
+# When this directory is run as a script, import the package by its path and run it from there.
 if __name__ == "__main__" and not __package__:
     import os
     import sys
@@ -19,7 +19,10 @@ USAGE = """usage: %(prog)s                       show a fetch whose connection i
 
 
 def main(arguments=None):
-    """Runs the server, the client or the demonstration; returns the exit status."""
+    """Runs the server, the client or the demonstration; returns the exit status.
+
+    arguments  the command line without the program's name (list of text); by default that of the process
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     program = os.path.basename(sys.argv[0])
     if program == "__main__.py":
@@ -31,12 +34,12 @@ def main(arguments=None):
         elif command == "server":
             from . import early
 
-            early.handle_signals()  # before all that takes time to load
+            early.handle_signals()  # before the slow imports
             from .server import main as run
         elif command == "client":
             from . import signals
 
-            signals.catch()  # the same
+            signals.catch()  # before the slow imports
             from .client import main as run
         else:
             return show(command, program)
@@ -47,7 +50,7 @@ def main(arguments=None):
 
 
 def server():
-    """The command numseq-server; returns the exit status."""
+    """Entry point of the command numseq-server; returns the exit status."""
     from . import early
 
     early.handle_signals()
@@ -57,7 +60,7 @@ def server():
 
 
 def client():
-    """The command numseq-client; returns the exit status."""
+    """Entry point of the command numseq-client; returns the exit status."""
     from . import signals
 
     signals.catch()
@@ -67,7 +70,7 @@ def client():
 
 
 def show(command, program):
-    """Answers a command that runs nothing; returns the exit status."""
+    """Prints help or version, or an error for an unknown command (text); returns the exit status."""
     from . import writer
     from .version import __version__
 

@@ -11,12 +11,15 @@ from .writer import OutputFailed, report
 HOST = "127.0.0.1"
 NUMBERS = 40
 BATCH = 5
-CUT_AT = "RECV,4;"  # the connection is cut once this is sent: half of the batches are missing then
-SECONDS_MOST = 20.0  # ends the demonstration if it hangs
+CUT_AT = "RECV,4;"  # the connection is cut when this is sent: half of the batches are still missing
+SECONDS_MOST = 20.0  # time limit, in case it hangs
 
 
 def main(program="numseq"):
-    """Prints the demonstration; returns 0 for a valid checksum, else 1, or the status of failed output."""
+    """Runs the demonstration; returns 0 for a valid checksum, else 1, or the status of an OutputFailed.
+
+    program  the program's name (text), for error messages
+    """
     try:
         return show(Output(program))
     except OutputFailed as error:
@@ -24,7 +27,7 @@ def main(program="numseq"):
 
 
 def show(output):
-    """Runs it; returns the exit status. Raises as an Output does."""
+    """Runs the demonstration on an Output; returns the exit status. Raises as an Output does."""
     loop = Loop()
     server = Server(loop, MemoryStore(loop, forgotten=lambda client_id: None))
     journal = Journal(new_id(), NUMBERS, BATCH)

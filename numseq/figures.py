@@ -1,23 +1,30 @@
-"""What a check counts: figures of constant size, however long it runs. No I/O, and no clock of its own.
+"""The statistics of a check, in constant memory however long it runs. No I/O, and no clock of its own.
 
-Times are in seconds since the check began, round trips in seconds, sizes in bytes.
+Times are in seconds since the start of the check, round trips in seconds, sizes in bytes.
 """
 
 import array
 import collections
 
-SCALE = 1000 * 1000  # a histogram counts whole microseconds
-PRECISION = 5  # bits: 32 buckets for each power of two, so a quantile is at most 1/32 too high
-SPAN = 37  # bits: 2 ** 37 us are 38 hours, longer than any round trip; what is above counts as that
-SLOTS = 480  # of a series: as many as a plot has room for; an even number, because two become one
-SLOT_SECONDS = 0.1  # of a slot at first; doubled whenever the slots are used up, 23 times in ten years
-KEPT = 100  # drops and outages kept from the beginning, and as many from the end; those between are counted
-OUTAGE_LEAST = 1.0  # seconds: a client that connects again after a reset is back sooner
-BURST = 1.0  # seconds: drops that follow one another sooner than this have one reason
-BURSTS = 16  # bursts of drops that a period is looked for in, the last ones
-BURSTS_LEAST = 5  # by chance, four gaps are equal once in some hundred checks
-REGULAR = 0.1  # the part of a period by which a gap may differ from it
-MISSED_MOST = 3  # periods in a gap: a cut that met no connection leaves one out
+# Histogram.
+SCALE = 1000 * 1000  # histogram units per second: microseconds
+PRECISION = 5  # bits: 32 buckets per power of two, so a quantile is at most 1/32 too high
+SPAN = 37  # bits: longer times count as 2 ** 37 us, which is 38 hours
+
+# Series.
+SLOTS = 480  # slots: as many as a plot can show; even, because slots are merged in pairs
+SLOT_SECONDS = 0.1  # seconds per slot at first; doubled when all slots are used, 23 times in ten years
+
+# Drops and outages.
+KEPT = 100  # entries kept from the beginning, and as many from the end; those between are only counted
+OUTAGE_LEAST = 1.0  # seconds: a client reconnects sooner than this after a reset
+
+# Rhythm: the search for drops at regular intervals.
+BURST = 1.0  # seconds: drops closer together than this count as one burst with one cause
+BURSTS = 16  # latest bursts that are searched for a period
+BURSTS_LEAST = 5  # bursts: their four gaps are equal by chance once in some hundred checks
+REGULAR = 0.1  # share of the period by which a gap may differ
+MISSED_MOST = 3  # periods per gap, as a cut that meets no connection causes no drop
 
 # Why a connection was lost, or not made.
 SESSION, RESET, END, SILENCE, REFUSED, LOOKUP, LOCAL, NETWORK = (
@@ -34,17 +41,16 @@ MEANINGS = collections.OrderedDict((
 ))
 CAUSES = tuple(MEANINGS)
 
-# A connection that was lost, or not made: when, why (one of CAUSES), whether it is the end of the session, in
-# which phase, how old it was, what it had brought, to which client
-# (a number), and what the system said.
+# A connection that was lost, or not made: time, one of CAUSES, whether it was the end of the session, phase
+# of the fetch, age of the connection, bytes and numbers received on it, number of the client, error message.
 Drop = collections.namedtuple("Drop", [
     "at", "cause", "expected", "phase", "age", "bytes", "numbers", "client", "error"])
 Outage = collections.namedtuple("Outage", ["begin", "seconds"])
-Failure = collections.namedtuple("Failure", ["at", "client", "error"])  # of a sequence
+Failure = collections.namedtuple("Failure", ["at", "client", "error"])  # a sequence that failed
 
 
 class Histogram:
-    """Times in a fixed number of buckets, log-linear: as fine for microseconds as for hours."""
+    """Counts times in a fixed number of log-linear buckets: the relative precision is the same for all."""
 
     def __init__(self):
         self.count = 0
@@ -52,25 +58,25 @@ class Histogram:
         self._buckets = array.array("Q", bytes(8 * (SPAN - PRECISION + 1 << PRECISION)))
 
     def add(self, seconds):
-        """Counts a time."""
+        """Counts one time (seconds)."""
         self.count += 1
         if seconds > self.longest:
             self.longest = seconds
         self._buckets[bucket_of(int(seconds * SCALE))] += 1
 
     def merge(self, other):
-        """Adds what another has counted."""
+        """Adds the counts of another Histogram."""
         self.count += other.count
         self.longest = max(self.longest, other.longest)
         for bucket, count in other.items():
             self._buckets[bucket] += count
 
     def items(self):
-        """[(bucket, count)] of the buckets that are not empty."""
+        """The buckets that are not empty (list of (bucket, count))."""
         return [each for each in enumerate(self._buckets) if each[1]]
 
     def quantile(self, part):
-        """The time (seconds) that `part` (0 to 1) of all are within, up to 1/32 too long; None of nothing."""
+        """The quantile `part` (0 to 1) in seconds, at most 1/32 too high; None if nothing was counted."""
         left = part * self.count
         for bucket, count in self.items():
             left -= count
@@ -79,34 +85,38 @@ class Histogram:
         return self.longest if self.count else None
 
     def summary(self):
-        """The figures of a line (dict): count, p50, p99, p999, longest."""
+        """The fields of a line (dict): count, p50, p99, p999, longest."""
         longest = self.longest if self.count else None
         return dict(count=self.count, p50=self.quantile(0.5), p99=self.quantile(0.99),
                     p999=self.quantile(0.999), longest=longest)
 
 
 def bucket_of(value):
-    """The bucket (int) of a whole number."""
+    """The bucket (int) of a number of microseconds (int)."""
     value = min(max(value, 0), (1 << SPAN) - 1)
     shift = max(value.bit_length() - PRECISION - 1, 0)
     return (shift << PRECISION) + (value >> shift)
 
 
 def bucket_start(bucket):
-    """The least whole number of a bucket."""
+    """The lowest number of microseconds in a bucket (int)."""
     shift = max((bucket >> PRECISION) - 1, 0)
     return bucket - (shift << PRECISION) << shift
 
 
 class Series:
-    """A count over time. It halves its resolution whenever it is full, so SLOTS slots are always enough."""
+    """A count over time, in SLOTS slots. When they are used up, pairs of them are merged.
+
+    step    seconds per slot
+    counts  the count of each slot
+    """
 
     def __init__(self):
         self.step = SLOT_SECONDS
         self.counts = array.array("Q", bytes(8 * SLOTS))
 
     def add(self, at, count):
-        """Counts so many at a time."""
+        """Adds a count at a time (seconds)."""
         slot = int(at / self.step)
         while slot >= SLOTS:
             merged = [self.counts[i] + self.counts[i + 1] for i in range(0, SLOTS, 2)]
@@ -116,12 +126,15 @@ class Series:
         self.counts[slot] += count
 
     def used(self, end):
-        """The counts (list of int) of the slots up to a time."""
+        """The counts of the slots up to a time (list of int)."""
         return list(self.counts[:min(max(-int(-end // self.step), 1), SLOTS)])
 
 
 class Kept:
-    """The first and the last of any number of things."""
+    """Keeps the first and the last KEPT of any number of items.
+
+    count  how many were added
+    """
 
     def __init__(self):
         self.count = 0
@@ -129,7 +142,7 @@ class Kept:
         self.last = collections.deque(maxlen=KEPT)
 
     def add(self, each):
-        """Keeps it, or counts it."""
+        """Adds an item; in between, an older one may be dropped."""
         self.count += 1
         if len(self.first) < KEPT:
             self.first.append(each)
@@ -137,29 +150,29 @@ class Kept:
             self.last.append(each)
 
     def all(self):
-        """What is kept, in order (list)."""
+        """The kept items, in order (list)."""
         return self.first + list(self.last)
 
     def omitted(self):
-        """How many were not kept, between `first` and `last` (int)."""
+        """The number of items dropped between `first` and `last` (int)."""
         return self.count - len(self.first) - len(self.last)
 
 
 class Rhythm:
-    """Notices that drops come at equal distances in time, as those of a firewall that cuts each 30 s do."""
+    """Detects drops at regular intervals, as by a firewall that cuts all connections every 30 s."""
 
     def __init__(self):
-        self._bursts = collections.deque(maxlen=BURSTS)  # when each began
-        self._last = None  # when the last drop was
+        self._bursts = collections.deque(maxlen=BURSTS)  # start times
+        self._last = None  # time of the last drop
 
     def add(self, at):
-        """A drop was then."""
+        """Adds the time of a drop (seconds)."""
         if self._last is None or at - self._last >= BURST:
             self._bursts.append(at)
         self._last = at
 
     def period(self):
-        """Seconds from drop to drop, or None where they are not regular."""
+        """The interval of the drops in seconds, or None if they are irregular."""
         bursts = list(self._bursts)
         if len(bursts) < BURSTS_LEAST:
             return None
@@ -176,7 +189,8 @@ class Rhythm:
 class Tally:
     """The counts of an interval, or of the whole check."""
 
-    # Of sequences: completed and verified; given up; with a wrong checksum; ended by what no server sends.
+    # Numbers: verified or mismatched by their checksum. Sequences: completed; given_up; wrong, with a
+    # mismatched checksum; broken, by a violation of the protocol.
     COUNTS = ("connections", "drops", "expected_drops", "numbers", "verified", "mismatched", "bytes_received",
               "bytes_sent", "completed", "given_up", "wrong", "broken")
 
@@ -187,7 +201,7 @@ class Tally:
         self.round_trips = Histogram()
 
     def merge(self, other):
-        """Adds what another has counted."""
+        """Adds the counts of another Tally."""
         for name in self.COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for cause, count in other.causes.items():
@@ -195,7 +209,7 @@ class Tally:
         self.round_trips.merge(other.round_trips)
 
     def summary(self, seconds):
-        """The figures of a line (dict), of so many seconds."""
+        """The fields of a line (dict) for an interval of this length (seconds)."""
         figures = {name: getattr(self, name) for name in self.COUNTS}
         for name in "numbers", "verified", "bytes_received", "bytes_sent":
             figures[name + "_per_second"] = figures[name] / seconds if seconds > 0 else 0.0
@@ -205,25 +219,25 @@ class Tally:
 
 
 class Figures:
-    """All that a check of so many clients counts."""
+    """All statistics of a check with this number of clients (int)."""
 
     def __init__(self, clients):
-        self.total = Tally()  # without the interval that runs
-        self.now = Tally()  # of the interval that runs
+        self.total = Tally()  # of all past intervals
+        self.now = Tally()  # of the current interval
         self.numbers = Series()
-        self.drops = Series()  # the unexpected ones
-        self.kept_drops = Kept()  # the same
+        self.drops = Series()  # unexpected drops only
+        self.kept_drops = Kept()  # unexpected drops only
         self.kept_expected = Kept()
         self.outages = Kept()
         self.failures = Kept()
         self.outage_seconds = 0.0
         self.rhythm = Rhythm()
-        self.heard = 0.0  # when the last byte came
+        self.heard = 0.0  # time of the last input
         self._clients = clients
-        self._failing = set()  # clients that have lost a connection and heard nothing since
+        self._failing = set()  # clients that have lost a connection and received nothing since
 
     def receive(self, client, at, count):
-        """Bytes have come."""
+        """Counts bytes that a client (its number) has received; this ends an outage."""
         self.now.bytes_received += count
         if self._failing:
             self.end_outage(at)
@@ -231,12 +245,12 @@ class Figures:
         self.heard = at
 
     def progress(self, at, count):
-        """Numbers have come."""
+        """Counts numbers that have arrived."""
         self.now.numbers += count
         self.numbers.add(at, count)
 
     def drop(self, drop):
-        """A connection was lost, or could not be made."""
+        """Counts a Drop."""
         self.now.causes[drop.cause] += 1
         if drop.expected:
             self.now.expected_drops += 1
@@ -246,22 +260,22 @@ class Figures:
         self.drops.add(drop.at, 1)
         self.kept_drops.add(drop)
         self._failing.add(drop.client)
-        if drop.bytes:  # what fails again and again meanwhile comes in the rhythm of the retries
+        if drop.bytes:  # connections without input may fail in the rhythm of the retries
             self.rhythm.add(drop.at)
 
     def outage(self, at):
-        """How long (seconds) nothing has come, where every client has lost its connection; otherwise 0."""
+        """Seconds without input if every client has lost its connection, otherwise 0 (float)."""
         return at - self.heard if len(self._failing) == self._clients else 0.0
 
     def end_outage(self, at):
-        """Counts the outage, if there is one: something has come, or the check is over."""
+        """Counts the current outage, if there is one, because of new input or the end of the check."""
         seconds = self.outage(at)
         if seconds >= OUTAGE_LEAST:
             self.outages.add(Outage(self.heard, seconds))
             self.outage_seconds += seconds
 
     def close_interval(self):
-        """Begins a new interval; returns the Tally of the one that ran."""
+        """Starts a new interval, and returns the Tally of the last one."""
         closed, self.now = self.now, Tally()
         self.total.merge(closed)
         return closed

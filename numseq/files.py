@@ -14,7 +14,7 @@ import os
 import stat
 
 LINKS_MOST = 40  # symbolic links followed in a row, as in Linux
-NAMES_MOST = 16  # random names tried for a new file; one in 2 ** 48 is taken
+NAMES_MOST = 16  # random names tried for a new file; a name is taken with a probability of 2 ** -48
 TRIES_MOST = 4  # attempts while other processes create and remove the target
 NAME_BYTES = 6  # random bytes in the name of a new file: short enough for every file system
 MODE_NEW = 0o666  # the usual mode of new files, before the umask

@@ -1,10 +1,13 @@
-"""What CHECK prints: its lines as JSON, and for a person. No I/O."""
+"""Formats the lines of CHECK as JSON and as text for people. No I/O.
+
+A line is a dict with a "type", see docs/check.md.
+"""
 
 from .figures import SESSION
 from .units import clock, counted, duration, short_time, si, whole
 
-SHOWN_MOST = 10  # drops and failures in the summary, of the first and of the last; --report has more
-MISSING_JSON = b'{"type": "missing", "lines": %d}\n'  # stands for lines that nobody read in time
+SHOWN_MOST = 10  # entries per list in the summary from its beginning, and from its end; --report has more
+MISSING_JSON = b'{"type": "missing", "lines": %d}\n'  # replaces lines dropped because the reader was slow
 
 HEADER = "%10s %10s %9s %8s %8s %6s %9s %9s %9s" % (
     "time", "numbers/s", "bytes/s", "conns", "expected", "drops", "p50", "p99", "longest")
@@ -13,7 +16,10 @@ ROW = "%10s %10s %9s %8d %8d %6d %9s %9s %9s%s"
 
 
 def to_json(value):
-    """The JSON (ASCII text) of None, bool, int, float, text, lists and dicts. Small builds lack `json`."""
+    """The JSON (ASCII text) of None, bool, int, float, text, lists, tuples and dicts.
+
+    Infinite floats and NaN become null. The module json is not used, because small builds of Python lack it.
+    """
     if isinstance(value, dict):
         return "{%s}" % ", ".join("%s: %s" % (to_json(name), to_json(each)) for name, each in value.items())
     if isinstance(value, (list, tuple)):
@@ -21,7 +27,7 @@ def to_json(value):
     if isinstance(value, str):
         return '"%s"' % "".join(map(_escaped, value))
     if isinstance(value, float):
-        return repr(value) if abs(value) < float("inf") else "null"  # not for nan either
+        return repr(value) if abs(value) < float("inf") else "null"  # false for NaN as well
     return "null" if value is None else repr(value).lower()
 
 
@@ -35,12 +41,12 @@ def _escaped(char):
 
 
 def as_json(line):
-    """A line as JSON (list of one text)."""
+    """A line (dict) as JSON (list of one text)."""
     return [to_json(line)]
 
 
 def as_text(line):
-    """A line for a person (list of text); a drop is none: the intervals count them."""
+    """A line (dict) for people (list of text), which is empty for a drop: the intervals count them."""
     return TEXTS[line["type"]](line)
 
 
@@ -93,7 +99,7 @@ TEXTS = {
 
 
 def details(kept):
-    """The drops, outages and failures that the summary for a person names (list of text)."""
+    """The lists of drops, outages and failures in the summary (list of text), from the Figures `kept`."""
     lines = []
     for name, found, write in (
             ("Unexpected drops:", kept.kept_drops, _drop_text),

@@ -3,12 +3,13 @@
     with Network(Link(Way(delay=0.3), Way(delay=0.3, rate=9600)), seed=1) as network:
         outcome = network.fetch(1000)
 
-A round trip of minutes takes milliseconds, and the same seed gives the same figures. What is modelled of
-TCP, as Linux does it: the handshake with its retransmissions; segments of MSS bytes, at least one for each
-send; an initial window of ten segments, slow start and halving; acknowledgements, selective ones too, fast
-retransmission and timeouts; the receiver's window; FIN; a reset, which drops what the sender's kernel has
-not sent, while what has arrived can still be read. Not modelled: delayed acknowledgements, tail loss
-probes, and the time that programs take to compute.
+Minutes of simulated time take milliseconds. The same seed gives the same link; only the jitter of the
+client's pauses differs from run to run. TCP is modelled after Linux: the handshake with its retransmissions;
+segments of up to MSS bytes, at least one per send; an initial congestion window of ten segments, slow start,
+congestion avoidance and halving after a loss; cumulative and selective acknowledgements, fast retransmit and
+retransmission timeouts; the receive window; FIN; RST, which drops unsent data in the sender's kernel, while
+data that has arrived can still be read. Not modelled: delayed acknowledgements, tail loss probes, and
+computing time.
 """
 
 import bisect
@@ -30,17 +31,17 @@ from numseq.server import Server
 from numseq.store_memory import MemoryStore
 from numseq.transfer import Fetch
 
-MSS = 1448  # bytes of data in a full segment: 1,500 without the headers
-HEADERS = 52  # bytes of IP and TCP, with timestamps
-SYN_SIZE = 60
-INITIAL_WINDOW = 10  # segments
-RTO_FIRST, RTO_LEAST, RTO_MOST = 1.0, 0.2, 120.0  # seconds
-SYN_TRIES, SYN_ACK_TRIES, DATA_TRIES = 7, 6, 15
-DUPLICATES = 3  # later segments that have to arrive before one counts as lost
-RECEIVE_WINDOW = 65535  # bytes at first; twice of what has arrived later
-SEND_BUFFER = 64 * 1024  # bytes beside what is in flight
-BACKLOG = 1024
-TURNS_MOST = 300 * 1000  # of the loop in a run: more is a livelock
+MSS = 1448  # bytes of data in a full segment: an MTU of 1,500 less HEADERS
+HEADERS = 52  # bytes of the IP and TCP headers, with timestamps
+SYN_SIZE = 60  # bytes of a SYN or SYN-ACK
+INITIAL_WINDOW = 10  # segments (RFC 6928)
+RTO_FIRST, RTO_LEAST, RTO_MOST = 1.0, 0.2, 120.0  # seconds: bounds of the retransmission timeout
+SYN_TRIES, SYN_ACK_TRIES, DATA_TRIES = 7, 6, 15  # transmissions, as by default in Linux
+DUPLICATES = 3  # segments that have to arrive after a missing one before it counts as lost
+RECEIVE_WINDOW = 65535  # bytes at first; it grows to twice the bytes received
+SEND_BUFFER = 64 * 1024  # bytes, in addition to those in flight
+BACKLOG = 1024  # connections to accept
+TURNS_MOST = 300 * 1000  # turns of the loop in a run: more are a livelock
 SERVER_ADDRESS, CLIENT_ADDRESS = "10.0.0.1", "10.0.0.2"
 PORT = 5000
 CLIENT_ID = b"123e4567-e89b-12d3-a456-426614174000"
@@ -48,10 +49,10 @@ CLIENT_ID = b"123e4567-e89b-12d3-a456-426614174000"
 Outcome = collections.namedtuple("Outcome", [
     "error",  # a FetchError or None
     "seconds",
-    "connections",  # that the server has accepted
-    "wire",  # bytes on the link, both ways, with headers
-    "share",  # of them that were numbers, asked for once
-    "brought",  # numbers that each accepted connection brought
+    "connections",  # accepted by the server
+    "wire",  # bytes on the link in both directions, with headers
+    "share",  # share of the wire's bytes that were NUM messages, each counted once
+    "brought",  # numbers received on each accepted connection
     "journal",
 ])
 
@@ -62,22 +63,22 @@ Outcome = collections.namedtuple("Outcome", [
 class Way:
     """One direction of a link.
 
-    delay    seconds
-    rate     bits per second; None is without a limit
-    queue    bytes that may wait for their turn, the next is dropped; None is without a limit
-    loss     the share of packets that are lost
-    jitter   seconds that a packet may take longer, at random; packets stay in order
-    largest  bytes of the largest packet that gets through; the others vanish without a word
+    delay    propagation delay in seconds
+    rate     bits per second; None for no limit
+    queue    bytes in the queue before packets are dropped; None for no limit
+    loss     share of packets lost at random
+    jitter   longest random additional delay in seconds; packets stay in order
+    largest  size in bytes of the largest packet that passes; larger ones vanish silently
     """
 
     def __init__(self, delay=0.0, rate=None, queue=None, loss=0.0, jitter=0.0, largest=None):
         self.delay, self.rate, self.queue = delay, rate, queue
         self.loss, self.jitter, self.largest = loss, jitter, largest
         self.carried = 0  # bytes
-        self._free = self._last = 0.0  # when it has sent all, and when its last packet arrives
+        self._free = self._last = 0.0  # times when the transmitter is idle, and when the last packet arrives
 
     def send(self, network, size, arrive):
-        """Calls arrive() when a packet of that size (bytes) is there, if it gets there."""
+        """Sends a packet of this size (bytes); arrive() is called when it arrives, if it does."""
         chance = network.random
         if self.loss and chance.random() < self.loss or self.largest and size > self.largest:
             return
@@ -94,15 +95,15 @@ class Way:
 
 
 class Link:
-    """The way to an address and back. `cut` is the share of connections that are reset within a second."""
+    """A link to an address, in both directions. `cut` is the share of connections reset within a second."""
 
     def __init__(self, up, down, cut=0.0):
         self.up, self.down, self.cut = up, down, cut
-        self.swallows = False  # whether nothing gets through now
+        self.swallows = False  # whether all packets are lost now
 
 
 def symmetric(round_trip=0.0, cut=0.0, **options):
-    """A Link that is the same both ways."""
+    """A Link with the same properties in both directions."""
     return Link(Way(round_trip / 2, **options), Way(round_trip / 2, **options), cut)
 
 
@@ -114,7 +115,7 @@ SYN, SYN_ACK, DATA, RST = "SYN", "SYN-ACK", "DATA", "RST"
 
 
 class InFlight:
-    """A segment that was sent and is not acknowledged."""
+    """A segment in flight, not yet acknowledged."""
 
     def __init__(self, sequence, data, end):
         self.sequence, self.data, self.end = sequence, data, end  # end: whether it is the FIN
@@ -135,15 +136,15 @@ class Socket:
         self.address = (CLIENT_ADDRESS, 40000 + self.number)
         self.peer = self.way = self.link = None
         self.closed = self.linger_abort = self.shut = False
-        self.error = 0  # to be read once
+        self.error = 0  # SO_ERROR
         self.received = bytearray()
         self.ended = False
         self.waiting = collections.deque()  # connections to accept
-        self.backlog = {}  # half open ones, from the client's end to ours
+        self.backlog = {}  # half-open connections: {the client's socket: ours}
         self.output = bytearray()
         self.flight = []  # InFlight, in order
         self.next_sequence = self.expected = self.total_received = 0
-        self.early = {}  # segments that came before their turn
+        self.early = {}  # segments received out of order
         self.window, self.threshold, self.recovering = float(INITIAL_WINDOW), float("inf"), 0
         self.smooth, self.variance, self.backoff = None, 0.0, 1
         self.fin = None  # the InFlight of the FIN
@@ -241,7 +242,7 @@ class Socket:
                 self.shut = True
                 self._pump()
 
-    # -- what a selector sees
+    # -- readiness, for the selector
 
     def ready(self):
         if self.state == "listening":
@@ -294,7 +295,7 @@ class Socket:
             self.network.at(self.network.now + RTO_FIRST * 2 ** (self.tries - 1), self.send_syn_ack)
 
     def _pump(self):
-        """Sends what the windows have room for: first what was lost."""
+        """Sends what the windows allow, lost segments first."""
         if self.state != "established":
             return
         on_way = sum(not (each.arrived or each.lost) for each in self.flight)
@@ -351,7 +352,7 @@ class Socket:
             each.lost = not each.arrived
         self._pump()
 
-    # -- what arrives
+    # -- receiving
 
     def _arrived(self, segment):
         if segment.kind is RST:
@@ -439,7 +440,7 @@ class Socket:
         if acknowledged:
             self.timer = None
             self.backoff = 1
-            if self.window < 2 * (acknowledged + len(self.flight)):  # it does not grow while it is not needed
+            if self.window < 2 * (acknowledged + len(self.flight)):  # grows only while it is used
                 self.window += acknowledged if self.window < self.threshold else acknowledged / self.window
         self._pump()
 
@@ -461,11 +462,11 @@ class Socket:
 
 
 class Selector:
-    """Waits for simulated sockets: where none is ready, the clock jumps to what happens next."""
+    """Waits for simulated sockets; if none is ready, the clock jumps to the next event."""
 
     def __init__(self, network):
         self.network = network
-        self.keys = {}  # from number
+        self.keys = {}  # by descriptor
 
     def register(self, file, events, data=None):
         key = selectors.SelectorKey(file, file.fileno(), events, data)
@@ -502,7 +503,7 @@ class Selector:
 
 
 class LookUp:
-    """A name looked up in the network's table, which may take its time."""
+    """Looks a name up in the network's table, with a delay."""
 
     def __init__(self, loop, endpoint, done):
         self.endpoint = endpoint
@@ -520,7 +521,7 @@ class LookUp:
 
 
 class Module:
-    """Stands for the socket module in numseq's modules of connections."""
+    """Replaces the module `socket` in those modules of numseq that open connections."""
 
     def __init__(self, network):
         self._network = network
@@ -540,11 +541,11 @@ class Module:
 
 
 class Network:
-    """A server at SERVER_ADDRESS, a link to it, and a clock. numseq's modules use them while it is entered.
+    """A server at SERVER_ADDRESS, a link to it, and a clock: a context, in which numseq's modules use them.
 
-    link      a Link, for all addresses; `links` has others, from address
-    names     from host to ([address] or OSError, seconds that the look-up takes)
-    options   of the Server
+    link      the Link to all addresses that are not in `links` ({address: Link})
+    names     {host: ([address] or OSError, seconds of the look-up)}
+    options   options of the Server
     """
 
     def __init__(self, link=None, seed=1, names=(), **options):
@@ -556,7 +557,7 @@ class Network:
         self.look_ups = []
         self.files = {}
         self.listening = {}
-        self.accepted = []  # the server's ends
+        self.accepted = []  # the server's sockets
         self._numbers = itertools.count(3)
         self._events = []
         self._order = itertools.count()
@@ -572,7 +573,7 @@ class Network:
             setattr(module, name, value)
         state = random.getstate()
         self._patches.callback(random.setstate, state)
-        random.seed(self._seed)  # of the pauses' jitter
+        random.seed(self._seed)  # for modules that use the global generator
         self.loop = Loop(lambda: self.now, Selector(self))
         self.loop.network = self
         store = MemoryStore(self.loop, forgotten=lambda client_id: None)
@@ -586,7 +587,7 @@ class Network:
         self._patches.close()
 
     def serve(self):
-        """The server listens (again)."""
+        """Makes the server listen, also after it was closed."""
         self.server.listen(SERVER_ADDRESS, PORT)
 
     # -- events
@@ -621,7 +622,7 @@ class Network:
         return self.links.get(address, self.link)
 
     def arrived_syn(self, target, client):
-        """A SYN is there: a listener answers, or a reset."""
+        """Answers a SYN with a SYN-ACK, or with RST if nobody listens."""
         listener = self.listening.get(target)
         if listener is None:
             client.link.down.send(self, HEADERS, lambda: client._arrived(Segment(RST, 0, b"", False, 0, ())))
@@ -640,12 +641,12 @@ class Network:
 
     def start(self, n, batch=5, journal=None, host=SERVER_ADDRESS, port=PORT, retry=20,
               done=lambda fetch, error: None, **options):
-        """A Fetch that has begun."""
+        """Starts a Fetch, and returns it."""
         journal = journal or Journal(CLIENT_ID, n, batch)
         return Fetch(self.loop, host, port, journal, done, retry=retry, **options)
 
     def fetch(self, n, batch=5, seconds=3600.0, **options):
-        """Fetches n numbers; returns an Outcome. Raises AssertionError for a livelock."""
+        """Fetches n numbers; returns an Outcome. Raises AssertionError after a livelock."""
         results = []
         begun, carried, accepted = self.now, self._carried(), len(self.accepted)
         fetch = self.start(n, batch, done=lambda fetch, error: results.append(error), **options)

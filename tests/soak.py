@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Many clients fetch through proxies that break their connections, for a given time.
+"""A soak test: for a given time, many clients fetch through proxies that break their connections.
 
-Nothing may be left behind.
+All sequences have to be verified, and the servers may leak nothing.
 
     python tests/soak.py [--seconds 60] [--seed N] [--clients N] [--store memory]
 
-One server is a process, of which the memory and the open files are compared with those of the beginning;
-another runs on the loop of the test, where its timers can be counted. Fetches on that loop go to either;
-client programs go to the process, are killed, and go on from their state files. Prints figures; the exit
-status is 0 if all of it held.
+One server is a process, whose memory and open files are compared before and after. Another runs on the loop
+of the test, where its timers can be counted. Fetches on that loop use both servers; client programs use the
+process, are killed, and continue from their state files. Prints statistics; the exit status is 0 if all
+checks passed.
 """
 
 import argparse
@@ -33,36 +33,36 @@ from numseq.server import Server
 from numseq.store_memory import MemoryStore
 
 SECONDS = 60.0
-CLIENTS = 64  # fetches at a time
-PROCESSES = 3  # client programs at a time: each start takes a processor for a tenth of a second
-RETENTION = 8.0  # seconds, so that the end can be waited for; two pauses of a client that is out of luck
-TIMEOUT = 0.5  # seconds of silence that a client waits, so that one whose server vanished is back before that
-RETRIES = 20  # without progress
-FAULTY = 0.6  # the part of the connections that something is done to
-KILLED = 0.7  # the part of the client programs' runs that are killed
-KILL_WITHIN = 0.4  # seconds from a start, in which a client program is killed
-RUNS_MOST = 8  # of a client program for a sequence; the last one is not killed
-FINISH_SECONDS = 15.0  # in which what has begun comes to its end, once the time is up
-SETTLE_SECONDS = RETENTION + 2.0  # in which all is forgotten
-# all that it takes beside the time asked for, at most
+CLIENTS = 64  # concurrent fetches
+PROCESSES = 3  # concurrent client programs: each start takes a processor for 0.1 s
+RETENTION = 8.0  # seconds: short enough to wait for, and long enough for two pauses of a client
+TIMEOUT = 0.5  # seconds: a client whose connection vanished is back well within the retention
+RETRIES = 20  # value of --retry
+FAULTY = 0.6  # share of the connections with a fault
+KILLED = 0.7  # share of the client programs' runs that are killed
+KILL_WITHIN = 0.4  # seconds from the start of a client program in which it is killed
+RUNS_MOST = 8  # runs of a client program per sequence; the last one is not killed
+FINISH_SECONDS = 15.0  # limit for the fetches that are still running when the time is up
+SETTLE_SECONDS = RETENTION + 2.0  # time until all records are purged
+# Limit of all the time in addition to the requested one: two phases, before and after, and a reserve.
 ENDS_SECONDS = 2 * (FINISH_SECONDS + SETTLE_SECONDS) + 10.0
-LOOK = 0.02  # seconds between two looks at the processes
-KEPT_MOST = 4 * 1024  # KiB that the server's process may keep: gaps between objects
-PIECES = (1, 3, 100, 1000)  # bytes that a proxy passes on in a turn
-# such turns, of 4 ms: what a proxy has of a sequence when the server's second is over must not take
+LOOK = 0.02  # seconds between two polls of the processes
+KEPT_MOST = 4 * 1024  # KiB that the server's process may grow by, because of fragmentation
+PIECES = (1, 3, 100, 1000)  # bytes that a slow proxy forwards per turn
+# Slow turns per connection, of 4 ms each. What a proxy has buffered when the server ends the session must not
+# take longer than the retention, or the client is rightly told that the sequence does not exist.
 PIECES_MOST = 200
-# longer than the retention, or the client rightly hears that the sequence does not exist
 NUMBERS = (0, 1, 7, 100, 500, 2000, 10000, 65535)
-BATCHES = (1, 5, 5, 5, 64, 200, 1000)  # small enough that half of the broken connections bring one
+BATCHES = (1, 5, 5, 5, 64, 200, 1000)  # small enough for half of the broken connections to bring a batch
 WINDOWS = (1, 8, 1024)
-TRIPS_MOST = 250  # round trips of a sequence: what a few slow connections can do
-WARM_UP = 2.0  # seconds before the first look at the server, or a third of the time
+TRIPS_MOST = 250  # round trips per sequence: what a few slow connections can do
+WARM_UP = 2.0  # seconds before the first measurement of the server, at most a third of the time
 
 Left = collections.namedtuple("Left", ["memory", "files", "sessions", "records", "timers", "links"])
 
 
 class Counts:
-    """What has happened."""
+    """Counts of events, and the failures (list of text)."""
 
     def __init__(self):
         self.fetches = self.verified = self.numbers = self.drops = 0
@@ -71,7 +71,7 @@ class Counts:
 
 
 class Soak:
-    """All of it, on one loop."""
+    """The servers, proxies and clients of the test, on one loop."""
 
     def __init__(self, seconds, seed, clients, folder):
         self.loop = Loop()
@@ -81,7 +81,7 @@ class Soak:
         self.folder = folder
         self.fetches = set()
         self.programs = set()
-        self.calm = False  # once the time is up: nothing begins, and nothing breaks
+        self.calm = False  # true when the time is up: no new clients, and no faults
         self.process = ServerProgram("--retention", RETENTION, "-q", seconds=seconds + ENDS_SECONDS,
                                      session_timeout=None)
         self.store = MemoryStore(self.loop, lambda client_id: None, RETENTION)
@@ -95,7 +95,7 @@ class Soak:
     # ---- faults
 
     def plan(self, number):
-        """What becomes of the next connection."""
+        """The Plan of the next connection: a random fault, or none."""
         draw = self.draw
         if self.calm or draw.random() > FAULTY:
             return Plan()
@@ -111,7 +111,7 @@ class Soak:
     # ---- clients
 
     def passes(self, complaint):
-        """Whether a client program was told to come later: never by a store in memory."""
+        """Whether a client program failed with an error that may pass; a store in memory has none."""
         return False
 
     def begin_fetch(self):
@@ -123,7 +123,7 @@ class Soak:
                                window=draw.choice(windows), timeout=TIMEOUT, retry=RETRIES))
 
     def fetched(self, fetch, error):
-        """The client has verified it, or says what is wrong."""
+        """Counts the result of a fetch, and starts the next one."""
         counts = self.counts
         self.fetches.discard(fetch)
         counts.drops += fetch.drops
@@ -140,10 +140,10 @@ class Soak:
         self.counts.programs += 1
         self.programs.add(ClientProgram(self, os.path.join(self.folder, "state.%d" % self._number)))
 
-    # ---- the course of it
+    # ---- the phases of the test
 
     def look(self):
-        """After the processes, once in a while."""
+        """Polls the processes; stops the loop when the time is up and all clients have ended."""
         for program in list(self.programs):
             program.look()
         if self.calm and not (self.fetches or self.programs):
@@ -152,7 +152,7 @@ class Soak:
             self.loop.call_later(LOOK, self.look)
 
     def run(self):
-        """Warms up, soaks, lets everything end; returns what was Left before and after the soak."""
+        """Runs the test after a warm-up; returns what was Left before and after it."""
         warm_up = min(WARM_UP, self._seconds / 3)
         self.run_for(warm_up)
         before = self.settled()
@@ -160,7 +160,7 @@ class Soak:
         return before, self.settled()
 
     def run_for(self, seconds):
-        """Clients come and go so long, and then those that are there come to their end."""
+        """Runs clients for this time, and then waits until the last ones have ended."""
         self.calm = False
         for _ in range(self._clients):
             self.begin_fetch()
@@ -177,13 +177,13 @@ class Soak:
         self.calm = True
 
     def give_up(self):
-        """Whatever has not come to its end by now will not."""
+        """Fails the test because clients have not ended in time."""
         self.counts.failures.append("%d fetches and %d programs do not end"
                                     % (len(self.fetches), len(self.programs)))
         self.loop.stop()
 
     def settled(self):
-        """What is Left once the servers have had the time to forget."""
+        """What is Left after the servers have purged their records."""
         self.loop.call_later(SETTLE_SECONDS, self.loop.stop)
         self.loop.run()
         process = "/proc/%d/" % self.process.process.pid
@@ -193,7 +193,7 @@ class Soak:
                     self.loop.timers(), sum(len(proxy.links) for proxy in self.proxies))
 
     def close(self):
-        """Ends everything; the process has to end well, without a word of complaint."""
+        """Ends everything; the server process has to exit with status 0 and an empty standard error."""
         for fetch in list(self.fetches):
             fetch.cancel()
         for program in list(self.programs):
@@ -209,7 +209,7 @@ class Soak:
 
 
 class ClientProgram:
-    """A client program that is killed and goes on from its state, until its sequence is verified."""
+    """A client program that is killed and continues from its state file, until its sequence is verified."""
 
     def __init__(self, soak, state):
         self.soak = soak
@@ -219,7 +219,7 @@ class ClientProgram:
         self._run()
 
     def _run(self):
-        """NEW where there is no state yet, CONTINUE where there is."""
+        """Starts NEW if there is no state file yet, else CONTINUE."""
         soak = self.soak
         self.runs += 1
         soak.counts.program_runs += 1
@@ -238,7 +238,7 @@ class ClientProgram:
         self._kill_at = soak.loop.now + soak.draw.uniform(0, KILL_WITHIN) if killed else None
 
     def look(self):
-        """Kills it when it is time; when it has ended, sees what became of it."""
+        """Kills the process if it is time to; evaluates its result when it has ended."""
         soak, status = self.soak, self.process.poll()
         if status is None:
             if self._kill_at is not None and soak.loop.now >= self._kill_at:
@@ -267,7 +267,7 @@ class ClientProgram:
 
 
 def failures(soak, before, after):
-    """What did not hold (texts)."""
+    """The failed checks (list of text)."""
     counts = soak.counts
     wrong = list(counts.failures)
     for holds, what in (
@@ -284,7 +284,7 @@ def failures(soak, before, after):
 
 
 def figures(soak, before, after):
-    """What it did, as lines."""
+    """Statistics of the run (list of lines)."""
     counts = soak.counts
     links = sum(proxy.connections for proxy in soak.proxies), sum(proxy.broken for proxy in soak.proxies)
     return [
