@@ -299,8 +299,7 @@ class Fetch:
         # Exponential backoff, measured from the start of one attempt to the start of the next, so there is
         # hardly any pause after a timeout. Jitter keeps the clients of a restarted server apart.
         pause = min(PAUSE_FIRST * 2 ** min(self._failures, 32), PAUSE_MOST)
-        share = (257 + os.urandom(1)[0]) / 512  # 0.5 to 1; a small build may lack the module random
-        pause = max(self._begun + pause - self.loop.now, PAUSE_FIRST) * share
+        pause = max(self._begun + pause - self.loop.now, PAUSE_FIRST) * jitter()
         if self._failing_since is not None:
             left = self._failing_since + self._retry * self._timeout - self.loop.now
             pause = min(pause, left) if left > 0 else pause
@@ -760,6 +759,11 @@ def endpoints(hosts, port):
     if not 1 <= len(found) <= HOSTS_MOST:
         raise UsageError("1 to %d hosts" % HOSTS_MOST)
     return found
+
+
+def jitter():
+    """A random factor (float) from 0.5 to 1, without the module random, which a small build may lack."""
+    return (257 + os.urandom(1)[0]) / 512
 
 
 def new_id():

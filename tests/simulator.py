@@ -3,8 +3,8 @@
     with Network(Link(Way(delay=0.3), Way(delay=0.3, rate=9600)), seed=1) as network:
         outcome = network.fetch(1000)
 
-Minutes of simulated time take milliseconds. The same seed gives the same link; only the jitter of the
-client's pauses differs from run to run. TCP is modelled after Linux: the handshake with its retransmissions;
+Minutes of simulated time take milliseconds. The same seed gives the same link and the same jitter of the
+client's pauses, so the same figures. TCP is modelled after Linux: the handshake with its retransmissions;
 segments of up to MSS bytes, at least one per send; an initial congestion window of ten segments, slow start,
 congestion avoidance and halving after a loss; cumulative and selective acknowledgements, fast retransmit and
 retransmission timeouts; the receive window; FIN; RST, which drops unsent data in the sender's kernel, while
@@ -23,7 +23,7 @@ import random
 import selectors
 import socket as real_socket
 
-from numseq import addresses, connect, protocol, stream
+from numseq import addresses, connect, protocol, stream, transfer
 from numseq.errors import FetchError
 from numseq.journal import Journal
 from numseq.loop import READ, WRITE, Loop
@@ -561,19 +561,17 @@ class Network:
         self._numbers = itertools.count(3)
         self._events = []
         self._order = itertools.count()
-        self._seed = seed
+        self._jitter = random.Random(seed)  # of its own, so that retries do not change the link
         self._options = options
         self._patches = contextlib.ExitStack()
 
     def __enter__(self):
         sockets = Module(self)
         for module, name, value in ((addresses, "socket", sockets), (stream, "socket", sockets),
-                                    (connect, "socket", sockets), (connect, "LookUp", LookUp)):
+                                    (connect, "socket", sockets), (connect, "LookUp", LookUp),
+                                    (transfer, "jitter", lambda: self._jitter.uniform(0.5, 1))):
             self._patches.callback(setattr, module, name, getattr(module, name))
             setattr(module, name, value)
-        state = random.getstate()
-        self._patches.callback(random.setstate, state)
-        random.seed(self._seed)  # for modules that use the global generator
         self.loop = Loop(lambda: self.now, Selector(self))
         self.loop.network = self
         store = MemoryStore(self.loop, forgotten=lambda client_id: None)

@@ -79,7 +79,8 @@ def test_large_packets_that_vanish_do_not_stop_small_ones():
 
 
 def test_the_same_seed_gives_the_same_figures():
-    figures = [run(symmetric(0.05, loss=0.1, jitter=0.05), 3000, seed=seed)[:6] for seed in (1, 1, 2)]
+    options = dict(loss=0.1, jitter=0.05, cut=0.2)
+    figures = [run(symmetric(0.05, **options), 3000, seed=seed)[:6] for seed in (1, 1, 2)]
     assert figures[0] == figures[1] != figures[2]
 
 
