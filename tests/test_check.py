@@ -237,6 +237,7 @@ def lying_by_one(numbers, at):
     return instead(honest(wrong, 5), FIN=honest(numbers, 5)("FIN"))
 
 
+@pytest.mark.slow
 def test_server_that_lies_by_one_number_is_caught_every_time(world):
     numbers = numbers_of(7, 33)
     liar = Liar(world.loop, *[lying_by_one(numbers, at) for at in range(33)] + [honest(numbers, 5)])

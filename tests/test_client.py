@@ -465,6 +465,7 @@ def test_failed_name_lookup_ends_the_fetch_without_a_retry(loop, clock, begun):
     assert loop.timers() == 0, "something goes on after the end"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retry", [0, 2])
 def test_refused_connection_is_tried_again_up_to_the_limit(loop, clock, begun, sockets, retry):
     held = socket.socket()
@@ -504,6 +505,7 @@ def test_progress_resets_the_retries_and_nothing_is_asked_for_twice(run, liar, c
         ["RECV,3", "RECV,4"] + ([] if "watched" in way else ["FIN"]), ["RECV,4", "FIN"], ["FIN"]]
 
 
+@pytest.mark.slow
 def test_retries_run_out_without_progress(run, liar, clock, begun):
     server = liar(instead(GOOD, RECV_2=cut))
     done = run(server, retry=4, window=1)

@@ -21,6 +21,7 @@ from numseq.client import COMPLETE
 from numseq.journal import load
 from numseq.writer import OUTPUT_FAILED, UNREAD
 
+pytestmark = pytest.mark.slow
 NUMBERS = numbers_of(1, 23)
 GOOD = honest(NUMBERS, 5)
 RESULT = "The SUM of numbers is: %d\nChecksum (%s) is valid!\n" % (sum(NUMBERS),

@@ -22,6 +22,7 @@ from numseq.server import SESSION_TIMEOUT, Server
 from numseq.store_memory import MemoryStore
 
 lesson = pytest.mark.lesson
+pytestmark = pytest.mark.slow
 ID = CLIENT_ID.encode("ascii")
 N, BATCH = 11, 3  # four batches, and the last one is short
 RETRIES = 10  # connections without progress; few tests need more than one

@@ -213,6 +213,7 @@ def test_a_flood_that_takes_all_memory_leaves_the_server_alive(tmp_path):
 # ---- in process
 
 
+@pytest.mark.slow
 def test_a_loop_without_memory_serves_again_when_there_is_some():
     """The limit is set in the process itself: allocations fail anywhere, and nothing but memory is in short
     supply."""

@@ -283,6 +283,7 @@ def test_state_that_is_full_later_makes_an_error_not_resumable(liar, call, monke
     assert not lost.value.resumable
 
 
+@pytest.mark.slow
 def test_state_of_another_fetch_is_refused(liar, call, loop, state):
     server = liar(instead(GOOD, RECV_3=lambda peer: None))
     first = threading.Thread(target=lambda: outcome.append(pytest.raises(
@@ -359,6 +360,7 @@ def test_server_that_denies_every_init_is_left_at_once(liar, call, retry):
     assert (str(refused.value), len(server.peers)) == (MISSING[4:-1].decode("ascii"), 1)
 
 
+@pytest.mark.slow
 def test_server_that_loses_and_denies_every_init_is_left_after_the_tries(loop, clock, liar):
     ended = []
     journal = transfer.Journal(CLIENT_ID.encode("ascii"), 23, 5)

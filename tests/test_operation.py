@@ -18,6 +18,7 @@ from helpers import ROOT, reset
 from programs import HOST, Program, ServerProgram, module, numbers_of, script
 from service_manager import Notices, launch, passed_socket
 
+pytestmark = pytest.mark.slow
 PATIENCE = 10.0  # seconds that one socket operation may take
 ID = b"123e4567-e89b-12d3-a456-426614174000"
 SESSION = b"INIT,%b,10,5;RECV,0;RECV,1;FIN;"

@@ -20,6 +20,7 @@ LINE = len("Purging client info for: %s\n" % CLIENT_ID)
 LINES_BYTES = 128 * 1024  # more than a full pipe and the console's queue leave room for
 
 lesson = pytest.mark.lesson
+pytestmark = pytest.mark.slow
 both = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 
 
