@@ -102,8 +102,6 @@ class Session:
         self.server.ended(self)
 
     def _time_is_up(self):
-        if self.phase is FINISHING:
-            self.server.checksums.drop(self)
         if self.phase is FINISHED:  # all is said, and may still be on its way
             self.stream.expire()
             return

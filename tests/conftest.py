@@ -13,7 +13,7 @@ import builds
 from helpers import ANY_PORT, ROOT, SLOW_SECONDS, TEST_SECONDS, WAIT_SECONDS, Clock, Recorder, TimeSelector
 from numseq.loop import Loop, Signals
 from numseq.stream import Listener, Stream, listen
-from programs import SHARED_SECONDS, Programs, ServerProgram
+from programs import HOST, SHARED_SECONDS, Programs, ServerProgram
 
 
 def pytest_configure(config):
@@ -182,6 +182,19 @@ def open_files():
 
 
 # ---- programs
+
+
+@pytest.fixture
+def say(sockets):
+    """A function: connects to a port, sends the data and returns the socket."""
+
+    def connect(port, data=b""):
+        peer = socket.create_connection((HOST, port), WAIT_SECONDS)
+        sockets.append(peer)
+        peer.sendall(data)
+        return peer
+
+    return connect
 
 
 @pytest.fixture

@@ -187,6 +187,31 @@ def fill(sender, data=b"x" * 65536):
         sender.settimeout(timeout)
 
 
+def fill_pipe(file):
+    """Writes to a pipe until it takes no more."""
+    os.set_blocking(file, False)
+    for size in 4096, 1:
+        try:
+            while True:
+                os.write(file, b"x" * size)
+        except BlockingIOError:
+            pass
+    os.set_blocking(file, True)
+
+
+def read_all(peer):
+    """Everything that comes to a plain socket up to the end of input, or None if the connection is reset."""
+    data = b""
+    try:
+        while True:
+            some = peer.recv(65536)
+            if not some:
+                return data
+            data += some
+    except ConnectionResetError:
+        return None
+
+
 def reset(sender):
     """Closes a plain socket so that its peer gets a reset."""
     sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

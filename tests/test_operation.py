@@ -14,7 +14,7 @@ import urllib.request
 
 import pytest
 
-from helpers import ROOT, reset
+from helpers import ROOT, read_all, reset
 from programs import HOST, Program, ServerProgram, module, numbers_of, script
 from service_manager import Notices, launch, passed_socket
 
@@ -29,35 +29,9 @@ def client_id(number):
     return b"%08d-0000-0000-0000-000000000000" % number
 
 
-@pytest.fixture
-def connect(sockets):
-    """A function: a connection to a port that has said so much; the socket."""
-
-    def make(port, data=b""):
-        peer = socket.create_connection((HOST, port), PATIENCE)
-        sockets.append(peer)
-        peer.sendall(data)
-        return peer
-
-    return make
-
-
-def read_all(peer):
-    """All that comes until the end; None in place of a reset."""
-    data = b""
-    try:
-        while True:
-            some = peer.recv(65536)
-            if not some:
-                return data
-            data += some
-    except ConnectionResetError:
-        return None
-
-
-def is_served(connect, port, number=0):
+def is_served(say, port, number=0):
     """Whether a whole session goes through."""
-    peer = connect(port, SESSION % client_id(number))
+    peer = say(port, SESSION % client_id(number))
     answer = read_all(peer)
     kinds = [message[:3] for message in (answer or b"").split(b";")]
     peer.close()
@@ -88,19 +62,19 @@ def supervised(tmp_path, sockets):
         notices.close()
 
 
-def test_an_activated_server_listens_on_what_was_passed_and_nowhere_else(supervised, connect):
+def test_an_activated_server_listens_on_what_was_passed_and_nowhere_else(supervised, say):
     program, notices, port = supervised()
     assert program.wait_for("\n") == "Listening on %s:%d\n" % (HOST, port)
     ready, status = notices.heard[0]
     assert ready == "READY=1" and status.startswith("STATUS=0 connections of at most ")
-    assert is_served(connect, port)
+    assert is_served(say, port)
     program.process.terminate()
     assert program.wait().status == 0
 
 
-def test_an_activated_server_says_that_it_stops(supervised, connect):
+def test_an_activated_server_says_that_it_stops(supervised, say):
     program, notices, port = supervised(*LONG)
-    peer = connect(port, b"INIT,%b,5,5;" % ID)
+    peer = say(port, b"INIT,%b,5,5;" % ID)
     assert peer.recv(100) == b"ACK;"
     program.process.terminate()
     message = notices.wait_for("STOPPING=1")
@@ -119,12 +93,12 @@ def test_a_watchdog_is_kept_alive_while_the_server_is_idle(supervised):
     assert program.wait().status == 0
 
 
-def test_connections_between_two_servers_are_served_by_the_second(supervised, connect):
+def test_connections_between_two_servers_are_served_by_the_second(supervised, say):
     listening = passed_socket()
     program, notices, port = supervised(listening=listening)
     program.process.terminate()
     assert program.wait().status == 0
-    peer = connect(port, SESSION % ID)
+    peer = say(port, SESSION % ID)
     supervised(listening=listening)
     assert read_all(peer).startswith(b"ACK;NUM,")
 
@@ -163,15 +137,15 @@ def metrics_port():
         return free.getsockname()[1]
 
 
-def test_figures_are_those_of_what_happened(programs, connect, metrics_port):
+def test_figures_are_those_of_what_happened(programs, say, metrics_port):
     server = programs.server("--metrics", "%s:%d" % (HOST, metrics_port))
     address = "%s:%d" % (HOST, metrics_port)
     assert get(address, "/healthz") == (200, "ok\n")
-    assert is_served(connect, server.port)
-    refused = connect(server.port, SESSION % client_id(0))
+    assert is_served(say, server.port)
+    refused = say(server.port, SESSION % client_id(0))
     assert read_all(refused).startswith(b"ERR,")
     refused.close()
-    waiting = connect(server.port, b"INIT,%b,5,5;" % ID)
+    waiting = say(server.port, b"INIT,%b,5,5;" % ID)
     assert waiting.recv(100) == b"ACK;"
     status, body = get(address, "/metrics")
     found = figures(body)
@@ -198,9 +172,9 @@ def test_figures_are_those_of_what_happened(programs, connect, metrics_port):
     assert str(ID[:8], "ascii") not in body
 
 
-def test_a_server_that_drains_is_not_healthy(programs, connect, metrics_port):
+def test_a_server_that_drains_is_not_healthy(programs, say, metrics_port):
     server = programs.server("--metrics", "%s:%d" % (HOST, metrics_port), *LONG)
-    peer = connect(server.port, b"INIT,%b,5,5;" % ID)
+    peer = say(server.port, b"INIT,%b,5,5;" % ID)
     assert peer.recv(100) == b"ACK;"
     server.process.terminate()
     while get("%s:%d" % (HOST, metrics_port), "/healthz") != (503, "ending\n"):
@@ -228,27 +202,27 @@ def test_metrics_address_that_is_none_is_told_in_one_line(programs, text):
     assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
 
 
-def test_sigusr1_prints_the_figures_in_a_few_lines(programs, connect):
+def test_sigusr1_prints_the_figures_in_a_few_lines(programs, say):
     server = programs.server()
-    assert is_served(connect, server.port)
+    assert is_served(say, server.port)
     server.process.send_signal(signal.SIGUSR1)
     text = server.wait_for("start time", 1)
     lines = text.splitlines()[1:]
     assert len(lines) < 12 and all(line.startswith("server.py: ") for line in lines)
     assert "sessions ended: 1 finished" in text and "numbers sent: 10" in text
-    assert is_served(connect, server.port, 1)
+    assert is_served(say, server.port, 1)
 
 
 # ---- who it is
 
 
-def test_verbose_names_the_peer_why_it_ended_and_the_start_of_its_id(programs, connect):
+def test_verbose_names_the_peer_why_it_ended_and_the_start_of_its_id(programs, say):
     server = programs.server("-v", session_timeout=0.5)
     cases = [(SESSION % client_id(0), "00000000: finished"), (b"INIT,%b,5,5;" % client_id(1),
                                                               "00000001: time is up"),
              (SESSION % client_id(0), "00000000: refused"), (b"what;", "-: refused")]
     for data, words in cases:
-        peer = connect(server.port, data)
+        peer = say(server.port, data)
         name = "%s:%d " % peer.getsockname()
         while peer.recv(1000) and words != "00000001: time is up":
             pass
@@ -257,21 +231,21 @@ def test_verbose_names_the_peer_why_it_ended_and_the_start_of_its_id(programs, c
     assert "-0000-" not in server.read(1)
 
 
-def test_verbose_tells_a_reset_from_an_end(programs, connect):
+def test_verbose_tells_a_reset_from_an_end(programs, say):
     server = programs.server("-v", *LONG)
     for end, words in (reset, "reset"), (socket.socket.close, "closed"):
-        peer = connect(server.port, b"INIT,%b,5,5;" % client_id(len(words)))
+        peer = say(server.port, b"INIT,%b,5,5;" % client_id(len(words)))
         assert peer.recv(100) == b"ACK;"
         name = "%s:%d " % peer.getsockname()
         end(peer)
         server.wait_for("%s%08d: %s\n" % (name, len(words), words), 1)
 
 
-def test_connections_per_address_leave_room_for_others(programs, connect, sockets):
+def test_connections_per_address_leave_room_for_others(programs, say, sockets):
     server = programs.server("--connections-per-address", "3", *LONG)
-    mine = [connect(server.port, b"INIT,%b,5,5;" % client_id(number)) for number in range(3)]
+    mine = [say(server.port, b"INIT,%b,5,5;" % client_id(number)) for number in range(3)]
     assert [peer.recv(100) for peer in mine] == [b"ACK;"] * 3
-    assert read_all(connect(server.port)) == b"ERR,Too many connections;"
+    assert read_all(say(server.port)) == b"ERR,Too many connections;"
     other = socket.socket()
     sockets.append(other)
     other.settimeout(PATIENCE)
@@ -280,7 +254,7 @@ def test_connections_per_address_leave_room_for_others(programs, connect, socket
     other.sendall(b"INIT,%b,5,5;" % client_id(5))
     assert other.recv(100) == b"ACK;"
     mine.pop().close()
-    while not is_served(connect, server.port, 6):
+    while not is_served(say, server.port, 6):
         pass
 
 
@@ -329,19 +303,19 @@ def test_a_signal_while_it_starts_ends_with_0(run, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-def test_ignored_signals_stay_ignored(tmp_path, connect):
+def test_ignored_signals_stay_ignored(tmp_path, say):
     server = ServerProgram(cwd=tmp_path, preexec=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
     server.process.send_signal(signal.SIGINT)
-    assert is_served(connect, server.port)
+    assert is_served(say, server.port)
     assert server.stop().status == 0
     server.close()
 
 
 @pytest.mark.parametrize("count", [1, 100])
-def test_all_who_had_connected_before_a_signal_are_served(programs, connect, count):
+def test_all_who_had_connected_before_a_signal_are_served(programs, say, count):
     server = programs.server()
     os.kill(server.process.pid, signal.SIGSTOP)
-    peers = [connect(server.port, SESSION % client_id(number)) for number in range(count)]
+    peers = [say(server.port, SESSION % client_id(number)) for number in range(count)]
     server.process.terminate()
     os.kill(server.process.pid, signal.SIGCONT)
     answers = [read_all(peer) for peer in peers]
@@ -351,11 +325,11 @@ def test_all_who_had_connected_before_a_signal_are_served(programs, connect, cou
     assert server.wait().status == 0
 
 
-def test_started_through_a_symbolic_link(programs, connect, tmp_path):
+def test_started_through_a_symbolic_link(programs, say, tmp_path):
     link = tmp_path / "numseq-here"
     link.symlink_to(os.path.join(ROOT, "numseq", "server.py"))
     server = programs.server(run=(str(link),))
-    assert is_served(connect, server.port)
+    assert is_served(say, server.port)
 
 
 def test_process_1_of_a_container_is_ended_by_sigterm(tmp_path):
@@ -406,27 +380,27 @@ def test_what_the_limit_of_files_leaves_is_told_and_clamps(programs):
     assert "server.py: the limit of open files, 200, leaves room for 1" in text
 
 
-def test_without_files_a_client_hears_why(programs, connect):
+def test_without_files_a_client_hears_why(programs, say):
     """The limit is lowered while the server runs; a spare file is kept for the last word."""
     import resource
 
     if not hasattr(resource, "prlimit"):
         pytest.skip("the limit of another process cannot be changed here")
     server = programs.server(*LONG)
-    kept = [connect(server.port, b"INIT,%b,5,5;" % client_id(number)) for number in range(3)]
+    kept = [say(server.port, b"INIT,%b,5,5;" % client_id(number)) for number in range(3)]
     assert [peer.recv(100) for peer in kept] == [b"ACK;"] * 3
     open_now = len(os.listdir("/proc/%d/fd" % server.process.pid))
     resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (open_now, open_now))
-    assert read_all(connect(server.port, b"INIT,%b,5,5;" % client_id(9))) == b"ERR,Too many connections;"
+    assert read_all(say(server.port, b"INIT,%b,5,5;" % client_id(9))) == b"ERR,Too many connections;"
     server.wait_for("cannot accept connections for now: [Errno 24] Too many open files\n", 1)
     kept.pop().close()
-    while not is_served(connect, server.port, 10):
+    while not is_served(say, server.port, 10):
         pass
     assert server.read(1).count("Too many open files") == 1
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
-def test_without_standard_streams_and_null_device_it_serves(tmp_path, connect, closed):
+def test_without_standard_streams_and_null_device_it_serves(tmp_path, say, closed):
     """In a root of its own there is no /dev, /proc or /etc; here they are only made to fail."""
     code = """
 import os, sys
@@ -452,7 +426,7 @@ sys.exit(main(["%d"], "server.py"))
     try:
         while True:
             try:
-                assert is_served(connect, port)
+                assert is_served(say, port)
                 break
             except ConnectionRefusedError:
                 assert program.process.poll() is None, program.read(1)

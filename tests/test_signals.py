@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from helpers import WAIT_SECONDS
+from helpers import WAIT_SECONDS, fill_pipe, read_all
 from numseq.server import SESSION_TIMEOUT
 from programs import CLIENT_ID, HOST, script
 
@@ -22,32 +22,6 @@ LINES_BYTES = 128 * 1024  # more than a full pipe and the console's queue leave 
 lesson = pytest.mark.lesson
 pytestmark = pytest.mark.slow
 both = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-
-
-@pytest.fixture
-def say(sockets):
-    """A function: connects to a port, sends the data and returns the socket."""
-
-    def connect(port, data):
-        peer = socket.create_connection((HOST, port), WAIT_SECONDS)
-        sockets.append(peer)
-        peer.sendall(data)
-        return peer
-
-    return connect
-
-
-def read_all(peer):
-    """Everything up to the end of input, or None if the connection is reset."""
-    data = b""
-    try:
-        while True:
-            some = peer.recv(65536)
-            if not some:
-                return data
-            data += some
-    except ConnectionResetError:
-        return None
 
 
 def init(number=0, n=10):
@@ -142,18 +116,6 @@ def test_full_output_pipe_delays_nobody_and_dropped_lines_are_counted(programs, 
     finally:
         os.close(out)
         os.close(into)
-
-
-def fill_pipe(file):
-    """Writes to a pipe until it takes no more."""
-    os.set_blocking(file, False)
-    for size in 4096, 1:
-        try:
-            while True:
-                os.write(file, b"x" * size)
-        except BlockingIOError:
-            pass
-    os.set_blocking(file, True)
 
 
 def port_of(process):

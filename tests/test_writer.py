@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from helpers import Clock, run_python
+from helpers import Clock, fill_pipe, run_python
 
 from numseq import signals, writer
 from numseq.writer import OutputFailed, Patience, Stopped, Unread, Writer
@@ -55,18 +55,6 @@ class Reader(threading.Thread):
             if not data:
                 return
             self.data += data
-
-
-def fill(file):
-    """Writes to a pipe until it takes no more."""
-    os.set_blocking(file, False)
-    for size in 4096, 1:
-        try:
-            while True:
-                os.write(file, b"x" * size)
-        except BlockingIOError:
-            pass
-    os.set_blocking(file, True)
 
 
 class Impatience(Patience):
@@ -176,7 +164,7 @@ def test_nowhere_takes_everything():
 
 def test_full_pipe_is_waited_for_and_then_written(pipe):
     reading, writing = pipe
-    fill(writing)
+    fill_pipe(writing)
     drained = []
     output = Writer(writing, Impatience(looks=2, then=lambda: drained.append(os.read(reading, 1 << 20))))
     output.write(b"after")
@@ -186,7 +174,7 @@ def test_full_pipe_is_waited_for_and_then_written(pipe):
 @pytest.mark.parametrize("blocking", [True, False])
 def test_signal_ends_the_wait_and_the_rest_can_be_written_later(pipe, blocking):
     reading, writing = pipe
-    fill(writing)
+    fill_pipe(writing)
     os.set_blocking(writing, blocking)
     output = Writer(writing, Impatience(looks=2, then=lambda: signals.remember(signal.SIGTERM)))
     with pytest.raises(Stopped):
@@ -216,7 +204,7 @@ def test_signal_that_came_earlier_does_not_stop_what_can_be_written(pipe):
 
 def test_deadline_ends_the_wait(pipe):
     clock = Clock()
-    fill(pipe[1])
+    fill_pipe(pipe[1])
     patience = Patience(10, clock)
     patience.look()
     clock.advance(10)
