@@ -10,7 +10,7 @@ import pytest
 
 from helpers import ROOT
 
-ROW = re.compile(r"^\| `(\w+)` \| .+? \|((?: `\w+`)*) \|$", re.MULTILINE)  # of the table of rooms
+ROW = re.compile(r"^\| `(\w+)` \| .+? \|((?: `\w+`)*) \|$", re.MULTILINE)  # of the table of modules
 PACKAGE = os.path.join(ROOT, "numseq")
 MODULES = sorted(name[:-3] for name in os.listdir(PACKAGE) if name.endswith(".py"))
 

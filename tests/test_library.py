@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from helpers import ROOT, turn_until
-from programs import CLIENT_ID, HOST, Liar, cut, honest, instead, numbers_of
+from programs import CLIENT_ID, HOST, cut, honest, instead, numbers_of
 
 import numseq
 from numseq import errors, files, transfer
@@ -26,12 +26,6 @@ needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="nee
 @pytest.fixture
 def state(tmp_path):
     return str(tmp_path / "state")
-
-
-@pytest.fixture
-def liar(loop):
-    """A function: a Liar on the test's loop; `call(function)` runs a fetch in another thread against it."""
-    return lambda *answers, **options: Liar(loop, *answers, **options)
 
 
 @pytest.fixture
@@ -209,7 +203,7 @@ asyncio.run(main())
     assert programs.python(*STRICT, code, PYTHONPATH=ROOT) == (0, "500 500\n", "")
 
 
-def test_interrupt_of_a_fetch_is_the_caller_s(programs, loop, liar, tmp_path):
+def test_interrupt_of_a_fetch_is_the_caller_s(programs, ended, loop, liar, tmp_path):
     server = liar(instead(GOOD, RECV_3=lambda peer: None))
     code = """
 import sys, numseq
@@ -221,8 +215,7 @@ except KeyboardInterrupt:
     program = programs.start_client(*STRICT, code, run=(), PYTHONPATH=ROOT)
     turn_until(loop, lambda: "RECV,3" in server.heard())
     program.process.send_signal(signal.SIGINT)
-    turn_until(loop, lambda: program.process.poll() is not None)
-    assert program.wait() == (0, "interrupted\n", "")
+    assert ended(program) == (0, "interrupted\n", "")
     assert load(str(tmp_path / "state")).batches() == 3
 
 
