@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from helpers import ROOT, pass_time
+from helpers import ROOT, jump_until, pass_time
 from programs import HOST, Liar, hang, honest, instead, numbers_of
 from proxy import DOWN, FIN, RST, UP, Plan, Proxy
 
@@ -30,7 +30,6 @@ from numseq.transfer import WINDOW
 
 SLOW = 0.02  # seconds that the proxy keeps what comes, so that a sequence takes some of the fake clock's time
 TURNS_MOST = 300 * 1000
-TURN_WAIT = 0.0001  # real seconds in which what is on its way through the kernel arrives
 UNUSED_PORT = 1  # tcpmux: nobody listens there
 
 
@@ -68,14 +67,7 @@ class World:
         return self.end
 
     def turn_until(self, predicate):
-        """Turns the loop. The clock jumps where nothing is ready, and nothing is on its way either."""
-        for _ in range(TURNS_MOST):
-            if predicate():
-                return
-            if not self.loop.poller.selector.real.select(0):
-                time.sleep(TURN_WAIT)
-            self.loop.turn()
-        pytest.fail("still waiting after %d turns" % TURNS_MOST)
+        jump_until(self.loop, predicate, TURNS_MOST)
 
     def of(self, kind):
         return [line for line in self.lines if line["type"] == kind]

@@ -79,12 +79,7 @@ def test_pipe_with_a_name_gets_every_byte_from_a_reader_who_comes_late(programs,
 
 def test_reader_who_leaves_while_the_client_waits_for_it_ends_it_with_141(programs, liar, ended, loop):
     reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    try:
-        while True:
-            os.write(writing, b"x" * 4096)
-    except BlockingIOError:
-        pass
+    fill_pipe(writing)
     client = programs.start_client(*NEW, liar(GOOD).port, out=writing)
     os.close(writing)
     until = time.monotonic() + 0.3
