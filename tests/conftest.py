@@ -15,6 +15,7 @@ from helpers import (ANY_PORT, ROOT, SLOW_SECONDS, TEST_SECONDS, WAIT_SECONDS, C
 from numseq.loop import Loop, Signals
 from numseq.stream import Listener, Stream, listen
 from programs import HOST, SHARED_SECONDS, Liar, Programs, ServerProgram
+from redis_servers import RealRedis
 
 
 def pytest_configure(config):
@@ -248,6 +249,14 @@ def port():
     ended = server.stop()
     server.close()
     assert (ended.status, ended.err) == (0, "")
+
+
+@pytest.fixture(scope="module")
+def real_redis():
+    """A RealRedis that all tests of a file share."""
+    server = RealRedis()
+    yield server
+    server.close()
 
 
 # ---- builds

@@ -11,17 +11,10 @@ import pytest
 from helpers import turn_until
 from numseq.store import ANSWER_SECONDS, EXISTS, FAILED, FULL, MISSING, RETENTION, Record, Requests
 from numseq.store_memory import MemoryStore
-from redis_servers import RealRedis, ScriptedRedis
+from redis_servers import ScriptedRedis
 from stores import OTHER, RECORD, LateStores, RealStores, SlowStore, Stores, answer, id_of, keep as keep_now
 
 A, B, C = map(id_of, range(10, 13))
-
-
-@pytest.fixture(scope="module")
-def real_redis():
-    server = RealRedis()
-    yield server
-    server.close()
 
 
 # {name: function(request, loop, clock)}: every kind of store that the suite is run against
