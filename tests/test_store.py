@@ -164,16 +164,21 @@ def test_record_is_never_forgotten_while_open(stores):
     assert stores.answer(store.open, A) == (None, MISSING)
 
 
+def check_is_forgotten_after_the_retention(stores):
+    """The only record, released now, is forgotten once the retention is over."""
+    released = stores.loop.now
+    stores.pass_time(RETENTION + stores.slack)
+    (client_id, when), = stores.forgotten
+    assert RETENTION - stores.early <= when - released <= RETENTION + stores.slack
+
+
 def test_retention_counts_from_the_last_release(stores, store):
     stores.answer(store.create, A, RECORD)
     stores.answer(store.open, A)
     stores.answer(store.release, A)
     stores.pass_time(0.5)
     stores.answer(store.release, A)
-    released = stores.loop.now
-    stores.pass_time(RETENTION + stores.slack)
-    (client_id, when), = stores.forgotten
-    assert RETENTION - stores.early <= when - released <= RETENTION + stores.slack
+    check_is_forgotten_after_the_retention(stores)
 
 
 def test_opening_again_moves_the_deadline(stores, store):
@@ -183,10 +188,7 @@ def test_opening_again_moves_the_deadline(stores, store):
         assert stores.answer(store.open, A) == (RECORD, None)
         stores.answer(store.release, A)
     assert stores.forgotten == []
-    released = stores.loop.now
-    stores.pass_time(RETENTION + stores.slack)
-    (client_id, when), = stores.forgotten
-    assert RETENTION - stores.early <= when - released <= RETENTION + stores.slack
+    check_is_forgotten_after_the_retention(stores)
 
 
 def test_opening_one_again_leaves_the_deadlines_of_others(stores, store):

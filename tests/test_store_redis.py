@@ -176,18 +176,23 @@ def test_the_next_caller_never_gets_the_reply_to_an_earlier_request(loop, clock,
     assert ask(loop, proven.open, B).answer == (OTHER, None)
 
 
-def test_a_create_whose_answer_was_lost_is_ours_when_it_is_sent_again(loop, redis, proven):
-    """redis-py#261, valkey#1087: it was executed, so the second one finds the key there."""
+def cut_after_the_first_set(redis):
+    """Loses the reply to the next SET: the connection is reset instead."""
     lost = []
 
-    def lose_the_first(parts, answer):
+    def reply(parts, answer):
         if parts[0] == b"SET" and not lost:
             lost.append(parts)
             redis.cut()
             return None
         return answer
 
-    redis.reply = lose_the_first
+    redis.reply = reply
+
+
+def test_a_create_whose_answer_was_lost_is_ours_when_it_is_sent_again(loop, redis, proven):
+    """redis-py#261, valkey#1087: it was executed, so the second one finds the key there."""
+    cut_after_the_first_set(redis)
     assert ask(loop, proven.create, A, RECORD).answer == (RECORD, None)
     assert redis.names()[1:] == [b"SET", b"SET", b"GET"]
     assert ask(loop, proven.create, A, OTHER).answer == (None, EXISTS)
@@ -195,16 +200,7 @@ def test_a_create_whose_answer_was_lost_is_ours_when_it_is_sent_again(loop, redi
 
 def test_a_create_whose_answer_was_lost_does_not_take_over_anothers(loop, redis, proven):
     ask(loop, proven.create, A, OTHER)
-    lost = []
-
-    def lose_the_first(parts, answer):
-        if parts[0] == b"SET" and not lost:
-            lost.append(parts)
-            redis.cut()
-            return None
-        return answer
-
-    redis.reply = lose_the_first
+    cut_after_the_first_set(redis)
     assert ask(loop, proven.create, A, RECORD).answer == (None, EXISTS)
 
 
