@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from helpers import ROOT, fill_pipe, turn_until
+from helpers import ROOT, fill_pipe, needs_proc, turn_until
 from programs import CLIENT_ID, cut, hang, honest, instead, module, numbers_of, script
 
 from numseq import shell
@@ -25,7 +25,6 @@ RESULT = "The SUM of numbers is: %d\nChecksum (%s) is valid!\n" % (sum(SMALL),
                                                                    GOOD("FIN")[4:-1].decode("ascii"))
 NEW = "NEW", 23
 needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
 
 
 # ---- readers that are slow

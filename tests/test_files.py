@@ -8,13 +8,12 @@ import sys
 
 import pytest
 
+from helpers import ROOT, needs_proc
 from numseq import files
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DATA = b"new " * 1000
 OTHER_USER = 12345
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
-needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
 
 
 @pytest.fixture

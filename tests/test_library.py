@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from helpers import ROOT, turn_until
+from helpers import ROOT, needs_proc, turn_until
 from programs import CLIENT_ID, HOST, cut, honest, instead, numbers_of
 
 import numseq
@@ -20,7 +20,6 @@ from numseq.journal import load
 NUMBERS = numbers_of(CLIENT_ID, 23)
 GOOD = honest(NUMBERS, 5)
 MISSING = b"ERR,Client-id: %s does not exist;" % CLIENT_ID.encode("ascii")
-needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
 
 
 @pytest.fixture
@@ -117,15 +116,14 @@ def test_fetch_leaves_nothing_open_under_dev_mode(programs, port, code):
     assert result == (0, "nothing\n", "")
 
 
-@needs_proc
-def test_server_that_says_more_after_the_end_leaves_nothing_open(liar, call):
+def test_server_that_says_more_after_the_end_leaves_nothing_open(liar, call, open_files):
     server = liar(instead(GOOD, FIN=GOOD("FIN") + b"ACK;more"))
     call(lambda: numseq.fetch(23, server.port, client_id=CLIENT_ID))
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     for _ in range(3):
         assert call(lambda: numseq.fetch(23, server.port, client_id=CLIENT_ID)).numbers == NUMBERS
     turn_until(server.loop, lambda: all(peer.stream.handler is None for peer in server.peers))
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert open_files() <= before
 
 
 @needs_proc
