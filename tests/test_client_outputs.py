@@ -169,7 +169,7 @@ def test_second_run_on_a_state_in_use_is_refused_and_harms_nothing(programs, run
     assert run(other, "CONTINUE", "-q")[:2] == (0, RESULT)
 
 
-def test_state_that_is_taken_away_during_the_run_is_told(programs, liar, ended, loop, tmp_path):
+def test_state_that_is_removed_during_the_run_is_reported(programs, liar, ended, loop, tmp_path):
     server = liar(instead(GOOD, RECV_3=hang))
     client = programs.start_client(*NEW, server.port, "-q", "--window", 1, "--timeout", 1000)
     turn_until(loop, lambda: "RECV,3" in server.heard())

@@ -191,8 +191,8 @@ REFUSED = [
 
 @pytest.mark.parametrize("options, said", REFUSED)
 @pytest.mark.parametrize("command", ["NEW", "CONTINUE"])
-def test_what_cannot_be_is_refused_in_one_line_before_anything_is_sent(run, liar, tmp_path, command, options,
-                                                                       said):
+def test_invalid_settings_are_refused_in_one_line_before_anything_is_sent(run, liar, tmp_path, command,
+                                                                          options, said):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("the user's")
     (tmp_path / "link").symlink_to("file")

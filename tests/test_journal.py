@@ -432,7 +432,7 @@ def test_new_run_claims_the_earlier_state_and_leaves_it_until_it_begins(path):
     assert bytes(load(path).numbers) == NUMBERS[:5] and not made.kept
 
 
-def test_of_two_runs_that_begin_at_once_the_second_is_told(path, complaints):
+def test_second_of_two_runs_that_begin_at_once_keeps_no_state(path, complaints):
     runs = [Journal(CLIENT_ID, N, BATCH, path=path, complain=complaints.append) for _ in range(2)]
     opened.extend(runs)
     for run in runs:

@@ -227,7 +227,7 @@ except KeyboardInterrupt:
     (dict(max_time=0), "Invalid max_time: above 0"),
     (dict(max_time=float("nan")), "Invalid max_time: above 0"),
 ])
-def test_settings_that_cannot_be_are_refused(wrong, said):
+def test_invalid_settings_are_refused(wrong, said):
     with pytest.raises(UsageError) as refused:
         numseq.fetch(5, 1, **wrong)
     assert str(refused.value) == said
