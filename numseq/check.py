@@ -73,30 +73,30 @@ def add_options(add):
 
     add("port", type=options.server_port, help="the server's port")
     add("--host", action="append", dest="hosts", type=options.host, metavar="HOST[:PORT]",
-        help="the server's name or address (%s); more servers of its fleet where it is given again" % HOST)
+        help="the server's name or address (%s); repeat it for more servers with the same store" % HOST)
     add("--clients", type=options.number(1, CLIENTS_MOST), default=CLIENTS, metavar="N",
         help="sequences at a time, each over a connection of its own (%(default)s)")
     add("--duration", type=options.seconds, default=DURATION, metavar="SECONDS",
-        help="how long new sequences are begun (%(default)g)")
+        help="start new sequences for this long (%(default)g)")
     add("--interval", type=options.seconds, default=INTERVAL, metavar="SECONDS",
         help="time from one line to the next (%(default)g)")
     add("-n", type=options.number(1, protocol.N_MOST), metavar="N",
-        help="numbers of a sequence, 1 to %d (%d shared by all, but at most %d)"
+        help="numbers per sequence, 1 to %d (%d shared by all, but at most %d)"
              % (protocol.N_MOST, N_SHARED, N_USUAL))
     add("--batch_size", "--batch-size", type=options.number(1, protocol.BATCH_MOST), default=BATCH,
         metavar="N", help="numbers in a message (%(default)s)")
     add("--window", type=options.number(1, WINDOW_MOST), metavar="W",
-        help="requests in flight of each client (%d shared by all, but at most %d)" % (IN_FLIGHT, WINDOW))
+        help="requests in flight per client (%d shared by all, but at most %d)" % (IN_FLIGHT, WINDOW))
     add("--timeout", type=options.seconds, default=TIMEOUT, metavar="SECONDS",
-        help="silence after which a connection is given up, also while connecting (%(default)g)")
+        help="give a connection up after this long without input, also while connecting (%(default)g)")
     add("--retry", type=options.number(0, options.COUNT_MOST), default=RETRY, metavar="N",
         help="give a sequence up after an outage of N times --timeout (%(default)s)")
     add("--session-timeout", type=options.seconds, default=SESSION_TIMEOUT, metavar="SECONDS",
-        help="how long the server lets a connection live, whose end is expected (%(default)g)")
+        help="the server's --session-timeout: a reset at that age is expected (%(default)g)")
     add("--max-time", type=options.seconds, metavar="SECONDS",
-        help="of the whole run; then it ends with %d (no limit)" % GIVEN_UP)
-    add("--json", action="store_true", help="an object for each line: docs/check.md names what is in it")
-    add("--report", metavar="FILE", help="write a page with plots there, in HTML")
+        help="end the whole run after this long, with status %d (no limit)" % GIVEN_UP)
+    add("--json", action="store_true", help="print each line as a JSON object, described in docs/check.md")
+    add("--report", metavar="FILE", help="write an HTML page with plots to this file")
 
 
 # ---- the check
@@ -416,7 +416,7 @@ def notes(end, kept, n):
     if end["causes"][LOCAL]:
         found.append("This machine had no more ports, files or memory: take fewer --clients, or a larger -n.")
     if end["busy_seconds"] >= end["seconds"] / 2:
-        found.append("The check's own processor was the limit, not the link (%.0f %% of it were used)."
+        found.append("The check's own processor was the limit, not the link (%.0f %% of it was used)."
                      % (100 * end["processor"]))
     elif end["busy_seconds"]:
         found.append("The check's own processor was the limit for %s." % duration(end["busy_seconds"]))

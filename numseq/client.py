@@ -63,7 +63,7 @@ STATUSES = """exit statuses:
 TEXTS = {number: "interrupted" if name == "SIGINT" else "ended by " + name
          for name, number in signals.NUMBERS.items()}
 
-CHECK_DESCRIPTION = "Proves a link: fetches sequences over and over, and verifies every number."
+CHECK_DESCRIPTION = "Tests a link: fetches sequences continuously, and verifies every number."
 CHECK_STATUSES = """exit statuses:
   0    every sequence was completed and verified
   1    a checksum does not match: numbers arrived wrong
@@ -84,8 +84,8 @@ def parse_arguments(arguments, program):
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     new = commands.add_parser("NEW", help="fetch a new sequence", description="Fetches a new sequence.",
                               epilog=STATUSES)
-    more = commands.add_parser("CONTINUE", help="go on with the last sequence",
-                               description="Goes on with the sequence of the last NEW, from its state file.",
+    more = commands.add_parser("CONTINUE", help="continue the last sequence",
+                               description="Continues the sequence of the last NEW from its state file.",
                                epilog=STATUSES)
     new.add_argument("n", type=options.number(0, protocol.N_MOST),
                      help="how many numbers, 0 to %d" % protocol.N_MOST)
@@ -98,29 +98,29 @@ def parse_arguments(arguments, program):
             add("--batch_size", "--batch-size", type=options.number(1, protocol.BATCH_MOST), default=BATCH,
                 metavar="N", help="numbers in a message (%(default)s)")
         add("--host", action="append", dest="hosts", type=options.host, metavar="HOST[:PORT]",
-            help="the server's name or address (%s); given again: more servers of its fleet" % HOST)
+            help="the server's name or address (%s); repeat it for more servers with the same store" % HOST)
         add("--state", default=STATE, metavar="PATH",
-            help="the file that CONTINUE goes on from (%(default)s in the current directory)")
+            help="the file that CONTINUE continues from (%(default)s in the current directory)")
         add("--retry", type=options.number(0, options.COUNT_MOST), default=0, metavar="N",
-            help="reconnect and continue by itself, for an outage of N times --timeout (%(default)s)")
+            help="reconnect and continue by itself; survives an outage of N times --timeout (%(default)s)")
         add("--timeout", type=options.seconds, default=TIMEOUT, metavar="SECONDS",
-            help="silence after which a connection is given up, also while connecting (%(default)s)")
+            help="give a connection up after this long without input, also while connecting (%(default)s)")
         add("--max-time", type=options.seconds, metavar="SECONDS",
-            help="end the whole run after so long (no limit)")
+            help="end the whole run after this long (no limit)")
         add("--window", type=options.number(1, WINDOW_MOST), metavar="W",
             help="requests in flight, at most (1, or %d with --quiet)" % WINDOW)
         add("--output", metavar="FILE",
-            help="write the verified numbers there, one per line; - is standard output")
+            help="write the verified numbers to this file, one per line; - is standard output")
         add("-q", "--quiet", action="store_true", help="print only the result")
         add("--no-progress", dest="progress", action="store_false", help="show no progress on a terminal")
         add("--version", action=options.Version)
-    prove = commands.add_parser("CHECK", help="prove a link", description=CHECK_DESCRIPTION,
-                                epilog=CHECK_STATUSES)
+    test = commands.add_parser("CHECK", help="test a link", description=CHECK_DESCRIPTION,
+                               epilog=CHECK_STATUSES)
     if "CHECK" in arguments:
         from . import check
 
-        check.add_options(prove.add_argument)
-        prove.set_defaults(run=check.run)
+        check.add_options(test.add_argument)
+        test.set_defaults(run=check.run)
     if not arguments:
         parser.print_help(sys.stderr)
         parser.exit(2)

@@ -1,3 +1,3 @@
-"""The version of the package, in a room of its own so that all others can import it."""
+"""The version of the package, in a module of its own so that all others can import it."""
 
 __version__ = "1.0.0"

@@ -10,10 +10,12 @@ import tracemalloc
 import pytest
 
 import builds
-from helpers import ANY_PORT, ROOT, SLOW_SECONDS, TEST_SECONDS, WAIT_SECONDS, Clock, Recorder, TimeSelector
+from helpers import (ANY_PORT, ROOT, SLOW_SECONDS, TEST_SECONDS, WAIT_SECONDS, Clock, Recorder, TimeSelector,
+                     turn_until)
 from numseq.loop import Loop, Signals
 from numseq.stream import Listener, Stream, listen
-from programs import HOST, SHARED_SECONDS, Programs, ServerProgram
+from programs import HOST, SHARED_SECONDS, Liar, Programs, ServerProgram
+from redis_servers import RealRedis
 
 
 def pytest_configure(config):
@@ -205,6 +207,37 @@ def programs(tmp_path):
     started.close()
 
 
+@pytest.fixture
+def liar(loop):
+    """A function: a Liar on the test's loop."""
+    return lambda *answers, **options: Liar(loop, *answers, **options)
+
+
+@pytest.fixture
+def ended(loop):
+    """A function: turns the test's loop until a program has ended; returns its Ended."""
+
+    def wait(program):
+        turn_until(loop, lambda: program.process.poll() is not None)
+        return program.wait()
+
+    return wait
+
+
+@pytest.fixture
+def run(programs, ended):
+    """A function: runs a client against a server on the test's loop to its end; returns its Ended.
+
+    The server's port goes where the command has it.
+    """
+
+    def run_client(server, *arguments, **options):
+        before = 2 if arguments[0] == "NEW" else 1
+        return ended(programs.start_client(*arguments[:before], server.port, *arguments[before:], **options))
+
+    return run_client
+
+
 @pytest.fixture(scope="module")
 def port():
     """The port of a server in TEST_MODE that all tests of a file share.
@@ -216,6 +249,14 @@ def port():
     ended = server.stop()
     server.close()
     assert (ended.status, ended.err) == (0, "")
+
+
+@pytest.fixture(scope="module")
+def real_redis():
+    """A RealRedis that all tests of a file share."""
+    server = RealRedis()
+    yield server
+    server.close()
 
 
 # ---- builds

@@ -2,10 +2,11 @@
 
 How time passes:
 
-    loop.turn(), loop.run()        where nothing is ready, the clock jumps by what the loop wanted to wait
-    turn_until(loop, predicate)    the clock stands still, and the sockets get a few real milliseconds per
-                                   turn
-    clock.advance(seconds)         the clock jumps
+    loop.turn(), loop.run()             when nothing is ready, the clock jumps by the timeout of the wait
+    turn_until(loop, predicate)         the clock stands still, and the sockets get a few real milliseconds
+                                        per turn
+    jump_until(loop, predicate, turns)  the clock jumps once nothing is in flight on the sockets
+    clock.advance(seconds)              the clock jumps
 """
 
 import os
@@ -24,6 +25,7 @@ SLOW_SECONDS = 400  # the same for tests marked as slow
 # One wait for a process or a socket. It is shorter than the above, so that its own message shows.
 WAIT_SECONDS = 60
 SOCKET_WAIT = 0.005  # real seconds that one turn of `turn_until` waits for sockets
+KERNEL_WAIT = 0.0001  # real seconds after which data in flight in the kernel has arrived
 ANY_PORT = "127.0.0.1", 0
 
 
@@ -38,6 +40,7 @@ def has_ipv6():
 
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="there is no ::1 here")
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
 
 
 class Clock:
@@ -121,6 +124,20 @@ def turn_until(loop, predicate, turns=20000, seconds=WAIT_SECONDS):
             loop.turn()
     finally:
         selector.socket_wait = before
+
+
+def jump_until(loop, predicate, turns):
+    """Turns the loop until predicate() is true; fails the test after that many turns.
+
+    The clock jumps when nothing is ready and nothing is in flight in the kernel.
+    """
+    for _ in range(turns):
+        if predicate():
+            return
+        if not loop.poller.selector.real.select(0):
+            time.sleep(KERNEL_WAIT)
+        loop.turn()
+    pytest.fail("still waiting after %d turns, with %d timers" % (turns, loop.timers()))
 
 
 def pass_time(loop, clock, seconds):

@@ -31,7 +31,7 @@ def test_what_is_no_endpoint_is_refused(text):
 
 
 @pytest.mark.parametrize("host", ["", ":1", "[::1"])
-def test_client_refuses_what_is_no_host_in_one_line(programs, host):
+def test_client_refuses_an_invalid_host_in_one_line(programs, host):
     ended = programs.client("NEW", 5, 5000, "--host", host)
     assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
     assert "is not HOST, HOST:PORT, [ADDRESS] or [ADDRESS]:PORT" in ended.err

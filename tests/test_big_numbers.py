@@ -133,19 +133,16 @@ def outcomes(name, command_lines):
     return found
 
 
-@pytest.mark.parametrize("name, before, option", SECONDS_OPTIONS)
-def test_invalid_time_is_refused_in_one_line(name, before, option):
-    command_lines = [before + [option + "=" + text] for text in WRONG_SECONDS]
-    for command_line, (status, said) in zip(command_lines, outcomes(name, command_lines)):
+@pytest.mark.parametrize("name, before, option, texts",
+                         [each + (WRONG_SECONDS,) for each in SECONDS_OPTIONS]
+                         + [each + (WRONG_COUNTS,) for each in COUNT_OPTIONS])
+def test_invalid_time_or_count_is_refused_in_one_line(name, before, option, texts):
+    command_lines = [before + [option + "=" + text] for text in texts]
+    found = outcomes(name, command_lines)
+    assert len(found) == len(texts)
+    for command_line, (status, said) in zip(command_lines, found):
         assert (status, len(said)) == ("2", 1), command_line
         assert said[0].startswith("prog") and option in said[0]
-
-
-@pytest.mark.parametrize("name, before, option", COUNT_OPTIONS)
-def test_invalid_count_is_refused_in_one_line(name, before, option):
-    command_lines = [before + [option + "=" + text] for text in WRONG_COUNTS]
-    for command_line, (status, said) in zip(command_lines, outcomes(name, command_lines)):
-        assert (status, len(said)) == ("2", 1), command_line
 
 
 @pytest.mark.parametrize("which", [builds.oldest, builds.newest], ids=["oldest", "newest"])

@@ -69,7 +69,7 @@ def test_a_long_checksum_goes_on_beside_any_number_of_short_ones(busy):
     assert long.checksum is not None
 
 
-def test_a_checksum_that_fails_is_told_and_the_others_are_made(loop, clock):
+def test_failed_checksum_is_reported_and_the_others_are_made(loop, clock):
     shared = Checksums(loop)
     broken, good = Session(2 * CHECKSUM_STEP), Session(2 * CHECKSUM_STEP, b"good")
 

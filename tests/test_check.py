@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from helpers import ROOT, pass_time
+from helpers import ROOT, jump_until, pass_time
 from programs import HOST, Liar, hang, honest, instead, numbers_of
 from proxy import DOWN, FIN, RST, UP, Plan, Proxy
 
@@ -30,7 +30,6 @@ from numseq.transfer import WINDOW
 
 SLOW = 0.02  # seconds that the proxy keeps what comes, so that a sequence takes some of the fake clock's time
 TURNS_MOST = 300 * 1000
-TURN_WAIT = 0.0001  # real seconds in which what is on its way through the kernel arrives
 UNUSED_PORT = 1  # tcpmux: nobody listens there
 
 
@@ -68,14 +67,7 @@ class World:
         return self.end
 
     def turn_until(self, predicate):
-        """Turns the loop. The clock jumps where nothing is ready, and nothing is on its way either."""
-        for _ in range(TURNS_MOST):
-            if predicate():
-                return
-            if not self.loop.poller.selector.real.select(0):
-                time.sleep(TURN_WAIT)
-            self.loop.turn()
-        pytest.fail("still waiting after %d turns" % TURNS_MOST)
+        jump_until(self.loop, predicate, TURNS_MOST)
 
     def of(self, kind):
         return [line for line in self.lines if line["type"] == kind]
@@ -134,7 +126,7 @@ def test_bytes_are_all_that_goes_each_way(world):
 
 
 @pytest.mark.parametrize("how, cause", [(RST, "reset"), (FIN, "end")])
-def test_cut_connection_is_told_with_how_far_it_was(world, how, cause):
+def test_cut_connection_is_reported_with_its_phase_and_bytes(world, how, cause):
     world.plans[1] = Plan(cut=(DOWN, 200), how=how, delay=SLOW)
     end = world.run("--clients", 1, "--duration", 2, "-n", 200)
     assert (end["status"], end["drops"], end["expected_drops"]) == (0, 1, 0)
@@ -148,7 +140,7 @@ def test_cut_connection_is_told_with_how_far_it_was(world, how, cause):
     assert sums_agree(world)
 
 
-def test_silent_connection_is_told_once_its_time_is_up(world):
+def test_silent_connection_is_reported_after_the_timeout(world):
     world.plans[0] = Plan(vanish=(DOWN, 200), delay=SLOW)
     end = world.run("--clients", 1, "--duration", 6, "-n", 200, "--timeout", 2)
     assert (end["status"], causes(end)) == (0, {"silence": 1})
@@ -170,7 +162,7 @@ def test_end_of_the_session_is_expected(world):
 
 
 @pytest.mark.parametrize("session_timeout, cause", [(0.5, "session"), (1, "reset"), (10, "reset")])
-def test_reset_is_expected_at_the_servers_own_time_alone(world, session_timeout, cause):
+def test_reset_is_expected_only_at_the_session_timeout(world, session_timeout, cause):
     world.server.session_timeout = 0.5
     world.plan = lambda number: Plan(delay=0.05)
     end = world.run("--clients", 1, "--duration", 3, "-n", 100, "--window", 1,
@@ -198,7 +190,7 @@ def test_refused_connections_are_told_and_are_an_outage(world):
     assert "No connection could be made." in end["notes"]
 
 
-def test_servers_err_is_a_refusal_with_its_words(world):
+def test_err_of_the_server_is_a_refusal_with_its_text(world):
     liar = Liar(world.loop, instead(honest(numbers_of(1, 10), 5), INIT=b"ERR,Too many clients;"))
     end = world.run("--clients", 1, "--duration", 3, "-n", 10, "--retry", 0, port=liar.port)
     assert (end["status"], end["completed"]) == (4, 0)
@@ -224,7 +216,7 @@ def test_cause_of_a_drop_follows_from_what_ended_it(kind, cause):
     assert check.cause_of(ConnectionLost("lost", cause=kind)) == cause
 
 
-def test_servers_err_that_passes_counts_as_refused():
+def test_temporary_err_of_the_server_counts_as_refused():
     assert check.cause_of(Refused("Too many connections")) == "refused"
 
 
@@ -250,7 +242,7 @@ def test_server_that_lies_by_one_number_is_caught_every_time(world):
 
 
 @pytest.mark.parametrize("reply", [b"NUM,1:2;", b"NUM,1:2:3:4:101;", b"HTTP/1.1 400 Bad Request\r\n;"])
-def test_server_that_breaks_the_protocol_is_told(world, reply):
+def test_protocol_error_of_the_server_is_reported(world, reply):
     liar = Liar(world.loop, instead(honest(numbers_of(1, 10), 5), RECV_1=reply))
     end = world.run("--clients", 1, "--duration", 2, "-n", 10, port=liar.port)
     assert (end["status"], end["completed"], end["verified"]) == (5, 0, 0)
@@ -261,7 +253,7 @@ def test_server_that_breaks_the_protocol_is_told(world, reply):
 # ---- over time
 
 
-def test_line_is_told_at_each_interval_even_when_nothing_arrives(world):
+def test_each_interval_has_a_line_even_when_nothing_arrives(world):
     liar = Liar(world.loop, instead(honest([], 5), INIT=hang))
     world.run("--clients", 2, "--duration", 20, "--interval", 0.5, "--timeout", 4, "--retry", 100,
               port=liar.port)
@@ -279,7 +271,7 @@ def test_intervals_follow_one_another_without_a_gap(world):
     assert told[-1]["end"] == end["seconds"]
 
 
-def test_machine_that_was_stopped_leaves_intervals_out(world, clock):
+def test_stopped_machine_skips_intervals(world, clock):
     world.begin("--clients", 1, "--duration", 1000, "--retry", 1000, port=UNUSED_PORT)
     pass_time(world.loop, clock, 2.5)
     clock.advance(500)
@@ -290,7 +282,7 @@ def test_machine_that_was_stopped_leaves_intervals_out(world, clock):
     assert world.of("interval")[2]["late"] > 499
 
 
-def test_cuts_with_a_clock_of_their_own_are_noticed(world):
+def test_cuts_at_regular_intervals_are_noticed(world):
     def cut_all():
         for link in list(world.proxy.links):
             link.end(RST)
@@ -305,7 +297,7 @@ def test_cuts_with_a_clock_of_their_own_are_noticed(world):
     assert causes(end)["reset"] == end["drops"] >= 8
 
 
-def test_outage_is_survived_and_told_with_its_length(world):
+def test_outage_is_survived_and_reported_with_its_length(world):
     def vanish():
         world.plan = lambda number: Plan(vanish=(UP, 0))
         for link in world.proxy.links:
@@ -327,21 +319,21 @@ def test_outage_is_survived_and_told_with_its_length(world):
     assert set(causes(end)) == {"silence"}
 
 
-def test_drops_told_in_an_interval_are_bounded_and_all_counted(world):
+def test_lines_of_drops_per_interval_are_limited_but_all_are_counted(world):
     world.plan = lambda number: Plan(cut=(DOWN, 0))
     end = world.run("--clients", 300, "--duration", 0.9, "--retry", 0, "-n", 10)
     assert end["drops"] >= 300
     assert len(world.drops()) == check.DROP_LINES_MOST
 
 
-def test_what_is_not_finished_in_time_is_told_and_is_no_failure(world):
+def test_unfinished_sequences_are_reported_and_are_no_failure(world):
     liar = Liar(world.loop, honest(numbers_of(1, 10), 5), instead(honest(numbers_of(1, 10), 5), RECV_1=hang))
     end = world.run("--clients", 1, "--duration", 1, "-n", 10, port=liar.port)
     assert (end["status"], end["completed"], end["unfinished"]) == (0, 1, 1)
     assert "1 sequence not finished when the time was over." in end["notes"]
 
 
-def test_time_too_short_for_any_sequence_is_a_failure_that_says_so(world):
+def test_check_too_short_for_any_sequence_fails_and_says_so(world):
     liar = Liar(world.loop, instead(honest(numbers_of(1, 10), 5), RECV_1=hang))
     end = world.run("--clients", 1, "--duration", 1, "-n", 10, port=liar.port)
     assert (end["status"], end["verdict"]) == (4, "No sequence was completed.")
@@ -380,7 +372,7 @@ def test_json_is_read_back_as_it_was(value):
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-def test_json_has_null_for_what_is_no_number(value):
+def test_json_has_null_for_infinity_and_nan(value):
     assert lines.to_json(value) == "null"
 
 
@@ -420,7 +412,7 @@ def test_summary_names_the_first_and_the_last_of_many_drops():
     assert "... 80 more" in told[1 + lines.SHOWN_MOST]
 
 
-def test_own_processor_is_named_where_it_was_the_limit(world, monkeypatch):
+def test_busy_processor_of_the_check_is_reported_as_the_limit(world, monkeypatch):
     monkeypatch.setattr(check.time, "process_time", world.loop.poller.selector.clock)
     end = world.run("--clients", 1, "--duration", 2, "-n", 100)
     assert end["busy_seconds"] > 1.5
@@ -455,7 +447,7 @@ def test_json_lines_of_the_program_are_read_back(programs, server):
     assert (told[0]["version"], told[-1]["status"], ended.status) == (1, 0, 0)
 
 
-def test_check_whose_time_is_up_ends_with_4_and_its_summary(programs, server):
+def test_max_time_ends_the_check_with_4_and_its_summary(programs, server):
     ended = programs.client("CHECK", server.port, "--duration", 1000, "--max-time", 0.5, "-n", 500)
     assert (ended.status, ended.err) == (4, "")
     assert "\nAll sequences verified: " in ended.out
@@ -499,7 +491,7 @@ def test_report_is_written_beside_the_lines(programs, server, tmp_path):
     assert os.listdir(str(tmp_path)) == ["report.html"]
 
 
-def test_report_that_cannot_be_written_is_told_before_the_check(programs, server):
+def test_unwritable_report_is_reported_before_the_check(programs, server):
     ended = programs.client("CHECK", server.port, "--duration", 1000, "--report", "missing/report.html")
     assert (ended.status, ended.out) == (OUTPUT_FAILED, "")
     assert "'missing/report.html' cannot be written" in ended.err

@@ -30,7 +30,7 @@ def causes(end):
 
 
 @pytest.mark.parametrize("round_trip", [0.02, 0.3, 1.5])
-def test_round_trip_of_a_long_link_is_what_it_is(round_trip):
+def test_round_trip_of_a_long_link_is_measured(round_trip):
     with Network(symmetric(round_trip)) as network:
         end = run(network, "--clients", 4, "--duration", 60, "-n", 100, "--window", 8)
     assert (end["status"], end["drops"], end["wrong"]) == (0, 0, 0)
@@ -38,7 +38,7 @@ def test_round_trip_of_a_long_link_is_what_it_is(round_trip):
     assert set(causes(end)) <= {"session"}
 
 
-def test_resets_on_the_way_are_told_apart_from_the_sessions_end():
+def test_resets_by_the_link_are_distinguished_from_session_ends():
     with Network(symmetric(0.05, cut=0.2)) as network:
         end = run(network, "--clients", 4, "--duration", 120, "-n", 500, "--window", 4)
     found = causes(end)
@@ -57,7 +57,7 @@ def test_link_that_loses_packets_loses_no_number():
 
 
 @pytest.mark.parametrize("seconds", [5, 20])
-def test_outage_of_a_link_is_as_long_as_it_was(seconds):
+def test_outage_of_a_link_is_measured(seconds):
     with Network(symmetric(0.05)) as network:
         begin = network.now + 10
         network.at(begin, lambda: setattr(network.link, "swallows", True))
@@ -84,7 +84,7 @@ def test_name_is_looked_up_once_for_all_sequences(clients):
     assert len(network.look_ups) <= clients  # those that began before the first answer
 
 
-def test_name_that_is_not_found_is_told():
+def test_unknown_host_name_is_reported():
     with Network(names={"nowhere": (socket.gaierror(socket.EAI_NONAME, "unknown"), 0.1)}) as network:
         end = run(network, "--clients", 1, "--duration", 10, "--retry", 1, host="nowhere")
     assert (end["status"], set(causes(end))) == (4, {"lookup"})

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from helpers import ROOT, turn_until
-from programs import CLIENT_ID, Liar, cut, hang, honest, instead, module, numbers_of, script
+from helpers import ROOT, fill_pipe, needs_proc, turn_until
+from programs import CLIENT_ID, cut, hang, honest, instead, module, numbers_of, script
 
 from numseq import shell
 
@@ -25,29 +25,6 @@ RESULT = "The SUM of numbers is: %d\nChecksum (%s) is valid!\n" % (sum(SMALL),
                                                                    GOOD("FIN")[4:-1].decode("ascii"))
 NEW = "NEW", 23
 needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
-
-
-@pytest.fixture
-def liar(loop):
-    """A function: a Liar on the test's loop."""
-    return lambda *answers, **options: Liar(loop, *answers, **options)
-
-
-@pytest.fixture
-def run(programs, loop):
-    """A function: runs a client against a Liar to its end.
-
-    The server's port goes where the command has it.
-    """
-
-    def run_client(server, *arguments, **options):
-        before = 2 if arguments[0] == "NEW" else 1
-        client = programs.start_client(*arguments[:before], server.port, *arguments[before:], **options)
-        turn_until(loop, lambda: client.process.poll() is not None)
-        return client.wait()
-
-    return run_client
 
 
 # ---- readers that are slow
@@ -99,22 +76,16 @@ def test_pipe_with_a_name_gets_every_byte_from_a_reader_who_comes_late(programs,
     assert client.wait() == (0, RESULT, "")
 
 
-def test_reader_who_leaves_while_the_client_waits_for_it_ends_it_with_141(programs, liar, loop):
+def test_reader_who_leaves_while_the_client_waits_for_it_ends_it_with_141(programs, liar, ended, loop):
     reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    try:
-        while True:
-            os.write(writing, b"x" * 4096)
-    except BlockingIOError:
-        pass
+    fill_pipe(writing)
     client = programs.start_client(*NEW, liar(GOOD).port, out=writing)
     os.close(writing)
     until = time.monotonic() + 0.3
     turn_until(loop, lambda: time.monotonic() > until)
     assert client.process.poll() is None
     os.close(reading)
-    turn_until(loop, lambda: client.process.poll() is not None)
-    assert client.wait()[::2] == (141, "")
+    assert ended(client)[::2] == (141, "")
 
 
 # ---- the program's own files
@@ -134,7 +105,7 @@ def test_log_behind_standard_output_is_appended_to_and_never_replaced(run, liar,
 
 
 @needs_proc
-def test_file_that_the_parent_opened_is_written_to(programs, liar, loop, tmp_path):
+def test_file_that_the_parent_opened_is_written_to(programs, liar, ended, tmp_path):
     log = tmp_path / "log"
     log.write_text("an older line\n")
     code = ("import os, sys; os.dup2(os.open('log', os.O_WRONLY | os.O_APPEND), 7); "
@@ -143,8 +114,7 @@ def test_file_that_the_parent_opened_is_written_to(programs, liar, loop, tmp_pat
     command = "[sys.executable, %r, 'NEW', '23', '%d', '-q', '--output', '/dev/fd/7']" % (script("client")[0],
                                                                                           server.port)
     client = programs.start_client("-c", code % command, run=())
-    turn_until(loop, lambda: client.process.poll() is not None)
-    result = client.wait()
+    result = ended(client)
     assert result.status == 0 and log.read_text() == "an older line\n" + LISTED
 
 
@@ -180,7 +150,8 @@ def test_output_keeps_its_mode_and_the_state_is_for_its_owner_alone(run, liar, t
     assert (tmp_path / "numseq.state").stat().st_mode & 0o777 == 0o600
 
 
-def test_second_run_on_a_state_in_use_is_refused_and_harms_nothing(programs, run, liar, loop, tmp_path):
+def test_second_run_on_a_state_in_use_is_refused_and_harms_nothing(programs, run, liar, ended, loop,
+                                                                   tmp_path):
     server = liar(instead(GOOD, RECV_3=hang))
     first = programs.start_client(*NEW, server.port, "-q", "--window", 1, "--timeout", 1000)
     turn_until(loop, lambda: "RECV,3" in server.heard())
@@ -194,19 +165,17 @@ def test_second_run_on_a_state_in_use_is_refused_and_harms_nothing(programs, run
     for message in "RECV,4", "FIN":
         turn_until(loop, lambda: message in server.heard())
         server.peers[0].say(GOOD(message))
-    turn_until(loop, lambda: first.process.poll() is not None)
-    assert first.wait() == (0, RESULT, "")
+    assert ended(first) == (0, RESULT, "")
     assert run(other, "CONTINUE", "-q")[:2] == (0, RESULT)
 
 
-def test_state_that_is_taken_away_during_the_run_is_told(programs, liar, loop, tmp_path):
+def test_state_that_is_removed_during_the_run_is_reported(programs, liar, ended, loop, tmp_path):
     server = liar(instead(GOOD, RECV_3=hang))
     client = programs.start_client(*NEW, server.port, "-q", "--window", 1, "--timeout", 1000)
     turn_until(loop, lambda: "RECV,3" in server.heard())
     (tmp_path / "numseq.state").unlink()
     client.process.terminate()
-    turn_until(loop, lambda: client.process.poll() is not None)
-    assert client.wait()[::2] == (
+    assert ended(client)[::2] == (
         143, "client.py: the state 'numseq.state' cannot be written, CONTINUE will not be possible: "
              "another has removed or replaced it\nclient.py: ended by SIGTERM\n")
 
@@ -217,18 +186,16 @@ ODD = ["plain", "with space", "it's", "-dash", "$HOME", "line\nbreak", "st\u00e4
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_hint_goes_on_when_it_is_pasted_into_a_shell(programs, liar, loop, tmp_path, name):
+def test_hint_goes_on_when_it_is_pasted_into_a_shell(programs, liar, ended, tmp_path, name):
     server = liar(instead(GOOD, RECV_3=cut), GOOD)
     client = programs.start_client(*NEW, server.port, "--state=" + name, "--output=" + name + ".out", "-q",
                                    "--window", 1, "--host", "localhost")
-    turn_until(loop, lambda: client.process.poll() is not None)
-    status, out, err = client.wait()
+    status, out, err = ended(client)
     hint = re.search("^client.py: to go on: (.*)$", err, re.MULTILINE | re.DOTALL).group(1)
     assert status == 4 and " --host localhost " in hint
     shell_run = programs.start_client(
         "-c", "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1], shell=True))", hint, run=())
-    turn_until(loop, lambda: shell_run.process.poll() is not None)
-    result = shell_run.wait()
+    result = ended(shell_run)
     assert (result.status, result.out.endswith(RESULT)) == (0, True), result.err
     assert (tmp_path / (name + ".out")).read_text() == LISTED
 
@@ -265,20 +232,14 @@ def test_run_is_ended_after_max_time_with_its_state_safe(run, liar, tmp_path, op
     assert ("to go on: " in result.err) is (tmp_path / "numseq.state").exists()
 
 
-def test_max_time_counts_while_nobody_reads(programs, liar, loop):
+def test_max_time_counts_while_nobody_reads(programs, liar, ended):
     reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    try:
-        os.write(writing, b"x" * (1 << 20))
-        while True:
-            os.write(writing, b"x")
-    except BlockingIOError:
-        pass
+    fill_pipe(writing)
     client = programs.start_client(*NEW, liar(GOOD).port, "--max-time", 0.5, out=writing)
-    turn_until(loop, lambda: client.process.poll() is not None)
+    result = ended(client)
     for file in reading, writing:
         os.close(file)
-    assert client.wait()[::2] == (4, "client.py: not complete after 0.5 s\n")
+    assert result[::2] == (4, "client.py: not complete after 0.5 s\n")
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "", "x"])
@@ -357,7 +318,7 @@ def test_table_of_statuses_in_the_readme_is_complete():
 
 
 @pytest.mark.parametrize("status", sorted(STATUSES))
-def test_every_status_of_the_readme_is_reached(programs, liar, loop, status):
+def test_every_status_of_the_readme_is_reached(programs, liar, ended, loop, status):
     if status == 74 and not os.path.exists("/dev/full"):
         pytest.skip("needs a device that is always full")
     answers, options = STATUSES[status]
@@ -370,5 +331,4 @@ def test_every_status_of_the_readme_is_reached(programs, liar, loop, status):
     if status in (129, 130, 143):
         turn_until(loop, lambda: "RECV,3" in server.heard())
         client.process.send_signal(status - 128)
-    turn_until(loop, lambda: client.process.poll() is not None)
-    assert client.wait().status == status
+    assert ended(client).status == status

@@ -13,7 +13,7 @@ import uuid
 
 import pytest
 from helpers import WAIT_SECONDS, turn_until
-from programs import Liar, cut, end, hang, honest, instead, numbers_of, script
+from programs import cut, end, hang, honest, instead, numbers_of, script
 
 from numseq import client as client_module
 from numseq import shell
@@ -34,37 +34,6 @@ RESET = "[Errno %d] %s" % (errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 PROGRESS = re.compile(r"\r\x1b\[K(\d+) %, (\d+) numbers/s, (waiting|\d+ s left), (\d+) drops")
 ERASED = "\r\x1b[K"
 COMMAND = shell.join([sys.executable, script("client")[0]])  # as the tests call the client
-
-
-@pytest.fixture
-def liar(loop):
-    """A function: a Liar on the test's loop."""
-    return lambda *answers, **options: Liar(loop, *answers, **options)
-
-
-@pytest.fixture
-def ended(loop):
-    """A function: turns the test's loop until the client has ended; returns its Ended."""
-
-    def wait(client):
-        turn_until(loop, lambda: client.process.poll() is not None)
-        return client.wait()
-
-    return wait
-
-
-@pytest.fixture
-def run(programs, ended):
-    """A function: runs a client against a Liar to its end.
-
-    The server's port goes where the command has it.
-    """
-
-    def run_client(server, *arguments, **options):
-        before = 2 if arguments[0] == "NEW" else 1
-        return ended(programs.start_client(*arguments[:before], server.port, *arguments[before:], **options))
-
-    return run_client
 
 
 # ---- quiet
@@ -112,13 +81,13 @@ def test_existing_output_stays_until_the_numbers_are_verified(run, liar, tmp_pat
     assert (tmp_path / "numbers").read_text() == LISTED
 
 
-def test_output_appears_whole_and_not_while_it_is_fetched(programs, liar, loop, tmp_path):
+def test_output_appears_whole_and_not_while_it_is_fetched(programs, liar, ended, loop, tmp_path):
     server = liar(instead(GOOD, FIN=b""))
     client = programs.start_client(*NEW, server.port, "--output", "numbers")
     turn_until(loop, lambda: server.heard()[-1:] == ["FIN"])
     assert "numbers" not in os.listdir(str(tmp_path))
     server.peers[0].say(GOOD("FIN"))
-    turn_until(loop, lambda: client.process.poll() is not None)
+    assert ended(client).status == 0
     assert (tmp_path / "numbers").read_text() == LISTED
 
 
@@ -142,12 +111,12 @@ def test_output_into_a_device_keeps_the_device(run, liar, tmp_path, link):
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
 
 
-def test_output_into_a_pipe_reaches_its_reader(programs, liar, loop, tmp_path):
+def test_output_into_a_pipe_reaches_its_reader(programs, liar, ended, tmp_path):
     os.mkfifo(str(tmp_path / "pipe"))
     reading = os.open(str(tmp_path / "pipe"), os.O_RDONLY | os.O_NONBLOCK)
     try:
         client = programs.start_client(*NEW, liar(GOOD).port, "--output", "pipe")
-        turn_until(loop, lambda: client.process.poll() is not None)
+        assert ended(client).status == 0
         assert os.read(reading, 1000).decode("ascii") == LISTED
     finally:
         os.close(reading)
@@ -222,8 +191,8 @@ REFUSED = [
 
 @pytest.mark.parametrize("options, said", REFUSED)
 @pytest.mark.parametrize("command", ["NEW", "CONTINUE"])
-def test_what_cannot_be_is_refused_in_one_line_before_anything_is_sent(run, liar, tmp_path, command, options,
-                                                                       said):
+def test_invalid_settings_are_refused_in_one_line_before_anything_is_sent(run, liar, tmp_path, command,
+                                                                          options, said):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("the user's")
     (tmp_path / "link").symlink_to("file")
@@ -264,13 +233,12 @@ def test_reader_that_leaves_early_ends_the_client_without_a_traceback(programs, 
     assert "numseq.state" in os.listdir(str(tmp_path)) or not lines
 
 
-def test_reader_gone_before_the_numbers_causes_no_traceback(programs, liar, loop):
+def test_reader_gone_before_the_numbers_causes_no_traceback(programs, liar, ended):
     reading, writing = os.pipe()
     client = programs.start_client(*NEW, liar(GOOD).port, "-q", "--output", "-", out=writing)
     for file in writing, reading:
         os.close(file)
-    turn_until(loop, lambda: client.process.poll() is not None)
-    assert client.wait().status == UNREAD
+    assert ended(client).status == UNREAD
     assert client.read(1) == RESULT
 
 
@@ -299,15 +267,15 @@ def test_client_works_with_its_standard_streams_closed(
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_full_standard_error_changes_nothing_else(programs, liar, loop, closed):
+def test_full_standard_error_changes_nothing_else(programs, liar, ended, closed):
     if not (closed or os.path.exists("/dev/full")):
         pytest.skip("needs a device that is always full")
     with open(os.devnull if closed else "/dev/full", "wb") as full:
         client = programs.start_client(*NEW, liar(instead(GOOD, RECV_3=cut)).port, "-q", "--state",
                                        os.devnull, err=full,
                                        preexec=(lambda: os.close(2)) if closed else None)
-        turn_until(loop, lambda: client.process.poll() is not None)
-    assert client.wait()[:2] == (4, "")
+        result = ended(client)
+    assert result[:2] == (4, "")
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -399,13 +367,12 @@ def test_retry_survives_drops_and_shows_them_in_the_transcript_alone(run, liar):
 # ---- interrupted
 
 
-def test_interrupt_before_the_sequence_exists_gives_no_hint(programs, liar, loop):
+def test_interrupt_before_the_sequence_exists_gives_no_hint(programs, liar, ended, loop):
     server = liar(instead(GOOD, INIT=hang))
     client = programs.start_client(*NEW, server.port)
     turn_until(loop, lambda: server.heard())
     client.process.send_signal(signal.SIGINT)
-    turn_until(loop, lambda: client.process.poll() is not None)
-    assert client.wait()[::2] == (130, "client.py: interrupted\n")
+    assert ended(client)[::2] == (130, "client.py: interrupted\n")
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143),
@@ -461,7 +428,7 @@ def terminal():
     made.hang_up()
 
 
-def test_progress_shows_on_a_terminal_in_quiet_mode_and_is_erased(programs, liar, loop, terminal):
+def test_progress_shows_on_a_terminal_in_quiet_mode_and_is_erased(programs, liar, ended, loop, terminal):
     server = liar(instead(GOOD, RECV_1=cut), instead(GOOD, RECV_3=b"", RECV_4=b"", FIN=b""), GOOD)
     client = programs.start_client(*NEW, server.port, "-q", "--window", 1, "--retry", 1, err=terminal.file,
                                    TERM="xterm")
@@ -473,14 +440,13 @@ def test_progress_shows_on_a_terminal_in_quiet_mode_and_is_erased(programs, liar
     server.peers[1].say(GOOD("RECV,3"))
     turn_until(loop, lambda: server.heard()[-1] == "FIN")
     server.peers[1].say(GOOD("RECV,4") + GOOD("FIN"))
-    turn_until(loop, lambda: client.process.poll() is not None)
-    assert client.wait()[:2] == (0, RESULT)
+    assert ended(client)[:2] == (0, RESULT)
     said = terminal.read()
     assert said.endswith(ERASED)
     assert "".join(PROGRESS.sub("", said).split(ERASED)) == "", "something else was written to the terminal"
 
 
-def test_client_that_was_stopped_reads_before_it_believes_its_timer(programs, liar, loop):
+def test_client_that_was_stopped_reads_before_it_believes_its_timer(programs, liar, ended, loop):
     server = liar(instead(GOOD, INIT=b"", RECV=b"", FIN=b""))
     client = programs.start_client(*NEW, server.port, "-q", "--timeout", 1)
     turn_until(loop, lambda: server.heard()[-1:] == ["FIN"])
@@ -490,11 +456,10 @@ def test_client_that_was_stopped_reads_before_it_believes_its_timer(programs, li
         loop.turn()
     time.sleep(1.5)
     client.process.send_signal(signal.SIGCONT)
-    turn_until(loop, lambda: client.process.poll() is not None)
-    assert client.wait() == (0, RESULT, "")
+    assert ended(client) == (0, RESULT, "")
 
 
-def test_lost_terminal_does_not_end_the_fetch(programs, liar, loop, terminal):
+def test_lost_terminal_does_not_end_the_fetch(programs, liar, ended, loop, terminal):
     server = liar(instead(GOOD, FIN=b""))
     client = programs.start_client(*NEW, server.port, "-q", err=terminal.file, TERM="xterm")
     turn_until(loop, lambda: PROGRESS.search(terminal.read()))
@@ -502,24 +467,23 @@ def test_lost_terminal_does_not_end_the_fetch(programs, liar, loop, terminal):
     until = time.monotonic() + 0.2  # two times the pause between two looks
     turn_until(loop, lambda: time.monotonic() > until)
     server.peers[0].say(GOOD("FIN"))
-    turn_until(loop, lambda: client.process.poll() is not None)
-    assert client.wait()[:2] == (0, RESULT)
+    assert ended(client)[:2] == (0, RESULT)
 
 
-def test_progress_before_any_number_says_waiting(programs, liar, loop, terminal):
+def test_progress_before_any_number_says_waiting(programs, liar, ended, loop, terminal):
     client = programs.start_client(*NEW, liar(instead(GOOD, RECV=b"", FIN=b"")).port, "-q",
                                    err=terminal.file, TERM="xterm")
     turn_until(loop, lambda: PROGRESS.search(terminal.read()))
     assert PROGRESS.search(terminal.read()).groups() == ("0", "0", "waiting", "0")
     client.process.send_signal(signal.SIGINT)
-    turn_until(loop, lambda: client.process.poll() is not None)
+    assert ended(client).status == 130
     last = terminal.read().split(ERASED)[-1]
     assert last.startswith("client.py: interrupted"), "the progress was not erased before the hint"
 
 
 @pytest.mark.parametrize("options, on_terminal",
                          [((), True), (("-q", "--no-progress"), True), (("-q",), False)])
-def test_progress_is_shown_only_on_a_terminal_in_quiet_mode(programs, liar, loop, terminal, options,
+def test_progress_is_shown_only_on_a_terminal_in_quiet_mode(programs, liar, ended, loop, terminal, options,
                                                             on_terminal):
     server = liar(instead(GOOD, FIN=b""))
     client = programs.start_client(*NEW, server.port, *options, err=terminal.file if on_terminal else None,
@@ -528,8 +492,7 @@ def test_progress_is_shown_only_on_a_terminal_in_quiet_mode(programs, liar, loop
     until = time.monotonic() + 0.3  # three times the pause between two looks
     turn_until(loop, lambda: time.monotonic() > until)
     server.peers[0].say(GOOD("FIN"))
-    turn_until(loop, lambda: client.process.poll() is not None)
-    result = client.wait()
+    result = ended(client)
     assert result.status == 0
     assert (terminal.read() if on_terminal else result.err) == ""
 
@@ -621,7 +584,7 @@ COUNT = 20000
 
 
 @pytest.mark.slow
-def test_kill_at_any_moment_neither_loses_nor_repeats_numbers(programs, liar, loop, tmp_path):
+def test_kill_at_any_moment_neither_loses_nor_repeats_numbers(programs, liar, ended, loop, tmp_path):
     """Kills a fetch again and again while it receives many batches per turn; the server records requests."""
     chance = random.Random(9)
     numbers = numbers_of(9, COUNT)
@@ -653,8 +616,7 @@ def test_kill_at_any_moment_neither_loses_nor_repeats_numbers(programs, liar, lo
     assert len(set(kills)) >= 4
     server = liar(good)
     client = programs.start_client("CONTINUE", server.port, "-q", "--output", "numbers")
-    turn_until(loop, lambda: client.process.poll() is not None)
-    assert client.wait().status == 0
+    assert ended(client).status == 0
     assert server.heard()[1:] == ["RECV,%d" % index for index in range(had, COUNT // 5)] + ["FIN"]
     assert [int(line) for line in (tmp_path / "numbers").read_text().split()] == numbers
 

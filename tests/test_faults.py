@@ -5,11 +5,10 @@ The real client, the proxy and the real server share one loop, on the fake clock
 
 import os
 import random
-import time
 
 import pytest
 
-from helpers import Recorder
+from helpers import Recorder, jump_until
 from programs import CLIENT_ID, HOST, numbers_of
 from proxy import DOWN, FIN, RST, UP, Plan, Proxy
 
@@ -28,7 +27,6 @@ N, BATCH = 11, 3  # four batches, and the last one is short
 RETRIES = 10  # connections without progress; few tests need more than one
 RUNS_MOST = 10  # runs of a client
 TURNS_MOST = 20000
-TURN_WAIT = 0.0001  # real seconds in which what is on its way through the kernel arrives
 
 
 class World:
@@ -57,14 +55,7 @@ class World:
         return next(self._plans, None) or Plan()
 
     def turn_until(self, predicate):
-        """Turns the loop. The clock jumps when nothing is ready and nothing is in flight in the kernel."""
-        for _ in range(TURNS_MOST):
-            if predicate():
-                return
-            if not self.loop.poller.selector.real.select(0):
-                time.sleep(TURN_WAIT)
-            self.loop.turn()
-        pytest.fail("still waiting after %d turns, with %d timers" % (TURNS_MOST, self.loop.timers()))
+        jump_until(self.loop, predicate, TURNS_MOST)
 
     def fetch(self, begun, resume=False, retry=RETRIES, window=1024):
         """One run of a client; returns (Fetch, error)."""

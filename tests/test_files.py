@@ -8,13 +8,12 @@ import sys
 
 import pytest
 
+from helpers import ROOT, needs_proc
 from numseq import files
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DATA = b"new " * 1000
 OTHER_USER = 12345
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
-needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
 
 
 @pytest.fixture
@@ -402,7 +401,7 @@ def test_file_that_comes_at_the_last_moment_is_not_lost(path, monkeypatch):
     ("n" * 256, errno.ENAMETOOLONG), ("circle", errno.ELOOP), ("a\0b", errno.EINVAL),
     ("to-missing", errno.ENOENT), ("to-folder", errno.EISDIR),
 ])
-def test_path_at_which_no_file_can_be_is_not_usable(tmp_path, monkeypatch, name, code):
+def test_impossible_path_is_not_usable(tmp_path, monkeypatch, name, code):
     monkeypatch.chdir(str(tmp_path))
     os.mkdir("folder")
     make("file")
@@ -501,7 +500,7 @@ def test_file_that_was_handed_over_is_known_by_its_number(path):
 
 
 @pytest.mark.parametrize("name", ["", "missing", __file__, "/dev/fd/99", "a\0b"])
-def test_any_other_path_is_no_file_of_this_process(name):
+def test_any_other_path_is_not_a_file_of_this_process(name):
     assert files.own_file(name) is None
 
 
@@ -538,7 +537,7 @@ def test_released_file_can_be_claimed_again(path, claimed):
     claimed.append(files.claim(path)[1])
 
 
-def test_claim_of_what_is_not_there_claims_nothing(path):
+def test_claim_of_a_missing_file_claims_nothing(path):
     assert files.claim(path) == (path, None)
     assert not os.path.exists(path)
 

@@ -10,7 +10,7 @@ import pytest
 
 from helpers import ROOT
 
-ROW = re.compile(r"^\| `(\w+)` \| .+? \|((?: `\w+`)*) \|$", re.MULTILINE)  # of the table of rooms
+ROW = re.compile(r"^\| `(\w+)` \| .+? \|((?: `\w+`)*) \|$", re.MULTILINE)  # of the table of modules
 PACKAGE = os.path.join(ROOT, "numseq")
 MODULES = sorted(name[:-3] for name in os.listdir(PACKAGE) if name.endswith(".py"))
 
@@ -77,7 +77,7 @@ def is_its_own(level, name):
     return name == "numseq" if not level else level == 1 and name in MODULES
 
 
-def rooms():
+def imports_in_table():
     """{module: the modules that it imports}, in the order of the table in docs/design.md."""
     with open(os.path.join(ROOT, "docs", "design.md"), encoding="utf-8") as file:
         return {name: set(re.findall(r"\w+", imported)) for name, imported in ROW.findall(file.read())}
@@ -92,18 +92,18 @@ def own_imports(module):
             and not (module == "store" and name.startswith("store_"))}
 
 
-def test_table_of_rooms_has_every_module_once():
-    assert sorted(rooms()) == MODULES
+def test_table_of_modules_has_every_module_once():
+    assert sorted(imports_in_table()) == MODULES
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_table_of_rooms_names_what_a_module_imports(module):
-    assert rooms()[module] == own_imports(module)
+def test_table_of_modules_names_what_a_module_imports(module):
+    assert imports_in_table()[module] == own_imports(module)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_import_only_from_above_them(module):
-    order = list(rooms())
+    order = list(imports_in_table())
     assert [name for name in own_imports(module) if order.index(name) >= order.index(module)] == []
 
 

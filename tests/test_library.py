@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from helpers import ROOT, turn_until
-from programs import CLIENT_ID, HOST, Liar, cut, honest, instead, numbers_of
+from helpers import ROOT, needs_proc, turn_until
+from programs import CLIENT_ID, HOST, cut, honest, instead, numbers_of
 
 import numseq
 from numseq import errors, files, transfer
@@ -20,18 +20,11 @@ from numseq.journal import load
 NUMBERS = numbers_of(CLIENT_ID, 23)
 GOOD = honest(NUMBERS, 5)
 MISSING = b"ERR,Client-id: %s does not exist;" % CLIENT_ID.encode("ascii")
-needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
 
 
 @pytest.fixture
 def state(tmp_path):
     return str(tmp_path / "state")
-
-
-@pytest.fixture
-def liar(loop):
-    """A function: a Liar on the test's loop; `call(function)` runs a fetch in another thread against it."""
-    return lambda *answers, **options: Liar(loop, *answers, **options)
 
 
 @pytest.fixture
@@ -123,15 +116,14 @@ def test_fetch_leaves_nothing_open_under_dev_mode(programs, port, code):
     assert result == (0, "nothing\n", "")
 
 
-@needs_proc
-def test_server_that_says_more_after_the_end_leaves_nothing_open(liar, call):
+def test_server_that_says_more_after_the_end_leaves_nothing_open(liar, call, open_files):
     server = liar(instead(GOOD, FIN=GOOD("FIN") + b"ACK;more"))
     call(lambda: numseq.fetch(23, server.port, client_id=CLIENT_ID))
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     for _ in range(3):
         assert call(lambda: numseq.fetch(23, server.port, client_id=CLIENT_ID)).numbers == NUMBERS
     turn_until(server.loop, lambda: all(peer.stream.handler is None for peer in server.peers))
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert open_files() <= before
 
 
 @needs_proc
@@ -209,7 +201,7 @@ asyncio.run(main())
     assert programs.python(*STRICT, code, PYTHONPATH=ROOT) == (0, "500 500\n", "")
 
 
-def test_interrupt_of_a_fetch_is_the_caller_s(programs, loop, liar, tmp_path):
+def test_interrupt_of_a_fetch_is_the_caller_s(programs, ended, loop, liar, tmp_path):
     server = liar(instead(GOOD, RECV_3=lambda peer: None))
     code = """
 import sys, numseq
@@ -221,8 +213,7 @@ except KeyboardInterrupt:
     program = programs.start_client(*STRICT, code, run=(), PYTHONPATH=ROOT)
     turn_until(loop, lambda: "RECV,3" in server.heard())
     program.process.send_signal(signal.SIGINT)
-    turn_until(loop, lambda: program.process.poll() is not None)
-    assert program.wait() == (0, "interrupted\n", "")
+    assert ended(program) == (0, "interrupted\n", "")
     assert load(str(tmp_path / "state")).batches() == 3
 
 
@@ -236,7 +227,7 @@ except KeyboardInterrupt:
     (dict(max_time=0), "Invalid max_time: above 0"),
     (dict(max_time=float("nan")), "Invalid max_time: above 0"),
 ])
-def test_settings_that_cannot_be_are_refused(wrong, said):
+def test_invalid_settings_are_refused(wrong, said):
     with pytest.raises(UsageError) as refused:
         numseq.fetch(5, 1, **wrong)
     assert str(refused.value) == said

@@ -334,6 +334,14 @@ def test_client_whose_reader_leaves_ends_with_141_and_says_nothing(root_build, t
             builds.end(process)
 
 
+def check_serves_and_ends(build, process, port, folder):
+    """A server process serves three clients, and after SIGTERM ends with 0 and without complaints."""
+    for _ in range(3):
+        assert build.run("client", ["NEW", 5, port, "-q"], folder)[0] == 0
+    process.terminate()
+    assert (process.wait(builds.SECONDS_MOST), builds.complaints(process.stderr.read())) == (0, [])
+
+
 @pytest.mark.slow
 def test_server_whose_output_is_full_goes_on(root_build, tmp_path):
     port = builds.free_port()
@@ -341,10 +349,7 @@ def test_server_whose_output_is_full_goes_on(root_build, tmp_path):
         process = root_build.start("server", [port, "--retention", "0.05"], tmp_path, stdout=full)
     try:
         builds.wait_until(lambda: builds.listens(port))
-        for _ in range(3):
-            assert root_build.run("client", ["NEW", 5, port, "-q"], tmp_path)[0] == 0
-        process.terminate()
-        assert (process.wait(builds.SECONDS_MOST), builds.complaints(process.stderr.read())) == (0, [])
+        check_serves_and_ends(root_build, process, port, tmp_path)
     finally:
         builds.end(process)
 
@@ -355,10 +360,7 @@ def test_server_whose_reader_leaves_goes_on(root_build, tmp_path):
     try:
         port = int(process.stdout.readline().rsplit(b":", 1)[1])
         process.stdout.close()
-        for _ in range(3):
-            assert root_build.run("client", ["NEW", 5, port, "-q"], tmp_path)[0] == 0
-        process.terminate()
-        assert (process.wait(builds.SECONDS_MOST), builds.complaints(process.stderr.read())) == (0, [])
+        check_serves_and_ends(root_build, process, port, tmp_path)
     finally:
         builds.end(process)
 

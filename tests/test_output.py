@@ -75,7 +75,7 @@ def draw(loop, transfer, terminal):
         progress.close()
 
 
-def test_progress_says_how_far_it_is(draw):
+def test_progress_shows_the_share_and_the_speed(draw):
     assert draw() == ERASE + "0 %, 0 numbers/s, waiting, 0 drops"
     assert re.fullmatch(re.escape(ERASE) + r"50 %, \d+ numbers/s, 0 s left, 0 drops", draw(500))
 
@@ -129,12 +129,12 @@ def test_nothing_is_drawn_outside_the_foreground(draw, terminal, monkeypatch):
     assert draw() == ""
 
 
-def test_terminal_that_takes_nothing_is_not_waited_for(draw, terminal, monkeypatch):
+def test_progress_does_not_wait_for_a_stalled_terminal(draw, terminal, monkeypatch):
     monkeypatch.setattr(output, "readiness", lambda file: lambda seconds: False)
     assert draw() == ""
 
 
-def test_terminal_that_has_gone_ends_the_progress_alone(loop, draw, terminal, monkeypatch):
+def test_lost_terminal_ends_only_the_progress(loop, draw, terminal, monkeypatch):
     def gone(file, data):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -165,8 +165,8 @@ def test_line_clears_the_progress_before_it(loop, transfer, terminal, monkeypatc
 
 
 @pytest.mark.parametrize("wanted, on_terminal", [(False, True), (True, False)])
-def test_progress_is_shown_where_it_is_wanted_and_on_a_terminal(loop, transfer, terminal, monkeypatch, wanted,
-                                                                on_terminal):
+def test_progress_is_shown_only_if_enabled_and_on_a_terminal(loop, transfer, terminal, monkeypatch, wanted,
+                                                             on_terminal):
     with os.fdopen(os.dup(terminal.file), "w") if on_terminal else open(os.devnull, "w") as file:
         monkeypatch.setattr(sys, "stderr", file)
         shown = Output("client.py")

@@ -67,6 +67,18 @@ def test_same_sources_give_the_same_zipapp(pyz, clone, tmp_path):
         assert content(again) == content(pyz)
 
 
+@pytest.mark.parametrize("argument, status, said", [
+    ("--help", 0, ""), ("-x", 2, "-x"), ("missing/x", 1, "build_pyz.py: cannot write 'missing/x': "),
+    (".", 1, "build_pyz.py: cannot write '.': "),
+])
+def test_build_takes_no_option_for_a_file_and_has_no_traceback(tmp_path, argument, status, said):
+    ran = subprocess.run([sys.executable, os.path.join(ROOT, BUILD_PYZ), argument], cwd=str(tmp_path),
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    assert ran.returncode == status
+    assert said in ran.stderr and "Traceback" not in ran.stderr
+    assert os.listdir(str(tmp_path)) == []
+
+
 @pytest.mark.slow
 def test_debian_builds_make_the_same_zipapp(debian_build, pyz, tmp_path):
     again = str(tmp_path / "again")

@@ -56,7 +56,7 @@ def test_commands_are_arrays_of_bulk_strings(parts, encoded):
 
 
 @pytest.mark.parametrize("data, reply", REPLIES)
-def test_reply_is_parsed_and_its_end_is_told(data, reply):
+def test_reply_is_parsed_with_the_position_of_its_end(data, reply):
     assert resp.parse(data) == (reply, len(data))
     before = b"+before\r\n"
     assert resp.parse(before + data + b"-after", len(before)) == (reply, len(before) + len(data))
@@ -70,19 +70,19 @@ def test_every_beginning_of_a_reply_waits_for_more(data, reply):
 
 
 @pytest.mark.parametrize("data", WRONG)
-def test_what_is_no_reply_is_an_error(data):
+def test_malformed_reply_is_an_error(data):
     with pytest.raises(RespError):
         resp.parse(data)
 
 
 @pytest.mark.parametrize("data", WRONG)
-def test_an_error_stays_one_whatever_follows(data):
+def test_malformed_reply_stays_an_error_whatever_follows(data):
     with pytest.raises(RespError):
         resp.parse(data + b"\r\n+OK\r\n")
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_any_bytes_are_replies_a_beginning_or_an_error(seed):
+def test_any_input_is_replies_a_partial_reply_or_an_error(seed):
     draw = random.Random(seed)
     alphabet = b"+-:$*\r\n019xO\x00\xff"
     for _ in range(3000):
@@ -96,7 +96,7 @@ def test_any_bytes_are_replies_a_beginning_or_an_error(seed):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_damaged_replies_raise_nothing_but_the_error(seed):
+def test_damaged_replies_raise_only_resp_error(seed):
     draw = random.Random(seed)
     whole = b"".join(data for data, _ in REPLIES[:11])
     for _ in range(2000):

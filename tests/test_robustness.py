@@ -23,6 +23,7 @@ FAILURES = [OSError(code, os.strerror(code)) for code in CODES] + [MemoryError()
 each_failure = pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: getattr(failure, "strerror",
                                                                                         None) or "memory")
 SECONDS = 5.0  # of the fake clock
+ALWAYS = 10 ** 9  # times
 TURNS_MOST = 40 * SECONDS  # in that time: four for each rest
 
 
@@ -77,7 +78,7 @@ def client(listener, sockets):
 
 
 @each_failure
-@pytest.mark.parametrize("times", [1, 10 ** 9], ids=["once", "for a while"])
+@pytest.mark.parametrize("times", [1, ALWAYS], ids=["once", "for a while"])
 def test_a_listener_hears_again_after_failures_of_accept(loop, listener, client, failure, times):
     failing = listener._accept = Failing(listener._accept, failure, times)
     assert run_for(loop, SECONDS) < TURNS_MOST
@@ -186,20 +187,23 @@ def test_without_any_selector_the_reason_is_told(monkeypatch):
 # ---- streams
 
 
+class Broken:
+    """A socket with other methods in place of some of its own."""
+
+    def __init__(self, real, **methods):
+        self._real = real
+        vars(self).update(methods)
+
+    def __getattr__(self, name):
+        return getattr(self._real, name)
+
+
 @each_failure
 def test_a_recv_that_fails_costs_its_connection_at_the_most(loop, make_pair, failure):
     handlers = Recorder(), Recorder()
     (stream, peer), (_, other) = map(make_pair, handlers)
     plain = stream._socket
-
-    class Broken:
-        def recv(self, size):
-            raise failure
-
-        def __getattr__(self, name):
-            return getattr(plain, name)
-
-    stream._socket = Broken()
+    stream._socket = Broken(plain, recv=Failing(None, failure, ALWAYS))
     peer.send(b"x")
     other.send(b"x")
     assert run_for(loop, SECONDS) < TURNS_MOST
@@ -214,16 +218,7 @@ def test_a_recv_that_fails_costs_its_connection_at_the_most(loop, make_pair, fai
 @each_failure
 def test_a_socket_that_says_it_can_send_but_does_not_rests(loop, make_pair, failure):
     stream, peer = make_pair(Recorder())
-    plain = stream._socket
-
-    class Broken:
-        def send(self, data, flags=0):
-            raise failure
-
-        def __getattr__(self, name):
-            return getattr(plain, name)
-
-    stream._socket = Broken()
+    stream._socket = Broken(stream._socket, send=Failing(None, failure, ALWAYS))
     stream.write(b"x")
     assert run_for(loop, SECONDS) < TURNS_MOST
     del loop.errors[:]
@@ -235,18 +230,14 @@ def test_a_stream_is_closed_whatever_its_steps_raise(loop, make_pair, monkeypatc
     stream, peer = make_pair(handler)
     plain = stream._socket
 
-    class Broken:
-        def close(self):
-            plain.close()
-            if isinstance(failure, OSError):
-                raise failure
+    def close():
+        plain.close()
+        if isinstance(failure, OSError):
+            raise failure
 
-        def __getattr__(self, name):
-            return getattr(plain, name)
-
-    stream._socket = Broken()
+    stream._socket = Broken(plain, close=close)
     with monkeypatch.context() as patch:
-        patch.setattr(loop.poller.selector, "unregister", Failing(None, failure, 10 ** 9))
+        patch.setattr(loop.poller.selector, "unregister", Failing(None, failure, ALWAYS))
         stream.abort()
     assert handler.closed_times == 1 and stream.state is stream_module.CLOSED
     assert stream not in loop.poller.watched.values()
@@ -307,7 +298,7 @@ def test_an_address_that_is_not_there_is_told(loop, monkeypatch):
 
 def test_a_listener_without_a_spare_file_gets_one_later(loop, sockets, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(os, "dup", Failing(None, OSError(errno.EMFILE, "no files"), 10 ** 9))
+        patch.setattr(os, "dup", Failing(None, OSError(errno.EMFILE, "no files"), ALWAYS))
         listener = Listener(loop, listening_socket(socket.AF_INET, ANY_PORT), sockets.append)
     refused = []
     listener.refused = refused.append

@@ -11,17 +11,10 @@ import pytest
 from helpers import turn_until
 from numseq.store import ANSWER_SECONDS, EXISTS, FAILED, FULL, MISSING, RETENTION, Record, Requests
 from numseq.store_memory import MemoryStore
-from redis_servers import RealRedis, ScriptedRedis
+from redis_servers import ScriptedRedis
 from stores import OTHER, RECORD, LateStores, RealStores, SlowStore, Stores, answer, id_of, keep as keep_now
 
 A, B, C = map(id_of, range(10, 13))
-
-
-@pytest.fixture(scope="module")
-def real_redis():
-    server = RealRedis()
-    yield server
-    server.close()
 
 
 # {name: function(request, loop, clock)}: every kind of store that the suite is run against
@@ -105,7 +98,7 @@ def test_ids_in_different_case_are_different(stores, store):
         assert stores.answer(store.open, client_id) == (Record(b"0123456789abcdef", number, 1), None)
 
 
-def test_refusal_opens_nothing(stores, store):
+def test_refused_request_opens_no_record(stores, store):
     stores.keep(store, A)
     stores.answer(store.create, A, OTHER)
     stores.answer(store.open, B)
@@ -128,7 +121,7 @@ def test_store_at_its_limit_creates_nothing(stores, kept):
     assert len(store) == 3
 
 
-def test_forgotten_record_makes_place(stores):
+def test_forgotten_record_makes_room(stores):
     store = stores.make(clients_most=1)
     stores.keep(store, A)
     assert stores.answer(store.create, B, RECORD) == (None, FULL)
@@ -171,16 +164,21 @@ def test_record_is_never_forgotten_while_open(stores):
     assert stores.answer(store.open, A) == (None, MISSING)
 
 
+def check_is_forgotten_after_the_retention(stores):
+    """The only record, released now, is forgotten once the retention is over."""
+    released = stores.loop.now
+    stores.pass_time(RETENTION + stores.slack)
+    (client_id, when), = stores.forgotten
+    assert RETENTION - stores.early <= when - released <= RETENTION + stores.slack
+
+
 def test_retention_counts_from_the_last_release(stores, store):
     stores.answer(store.create, A, RECORD)
     stores.answer(store.open, A)
     stores.answer(store.release, A)
     stores.pass_time(0.5)
     stores.answer(store.release, A)
-    released = stores.loop.now
-    stores.pass_time(RETENTION + stores.slack)
-    (client_id, when), = stores.forgotten
-    assert RETENTION - stores.early <= when - released <= RETENTION + stores.slack
+    check_is_forgotten_after_the_retention(stores)
 
 
 def test_opening_again_moves_the_deadline(stores, store):
@@ -190,10 +188,7 @@ def test_opening_again_moves_the_deadline(stores, store):
         assert stores.answer(store.open, A) == (RECORD, None)
         stores.answer(store.release, A)
     assert stores.forgotten == []
-    released = stores.loop.now
-    stores.pass_time(RETENTION + stores.slack)
-    (client_id, when), = stores.forgotten
-    assert RETENTION - stores.early <= when - released <= RETENTION + stores.slack
+    check_is_forgotten_after_the_retention(stores)
 
 
 def test_opening_one_again_leaves_the_deadlines_of_others(stores, store):
@@ -222,7 +217,7 @@ def test_retention_is_configurable(stores, retention):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_record_exists_exactly_when_it_should_after_any_history(stores, seed):
+def test_records_exist_exactly_as_in_a_model_after_any_history(stores, seed):
     """Against the plainest store: for each id how many have it open, and since when nobody has."""
     retention = 5
     slack = stores.slack + 0.05
@@ -357,7 +352,7 @@ def test_release_at_one_server_leaves_what_another_has_open(stores, fleet):
     assert stores.answer(there.open, A) == (RECORD, None)
 
 
-def test_record_open_at_a_dead_server_outlives_it_by_its_lease(stores, fleet):
+def test_record_open_at_a_killed_server_is_kept_for_its_lease(stores, fleet):
     here, there = fleet
     stores.answer(here.create, A, RECORD)
     here.close()
@@ -408,7 +403,7 @@ def test_request_that_is_answered_at_once_sets_no_timer(loop, forgotten):
 
 
 @pytest.mark.parametrize("method", ["create", "open"])
-def test_store_that_never_answers_has_failed_after_half_a_second(requests, heard, loop, clock, method):
+def test_request_without_a_reply_fails_after_half_a_second(requests, heard, loop, clock, method):
     answers = []
     begin = clock()
     record = [RECORD] if method == "create" else []
@@ -448,7 +443,7 @@ def test_second_answer_to_a_request_is_ignored(requests, slow):
     assert (requests.in_flight, slow.released) == (0, [])
 
 
-def test_release_is_in_flight_until_the_store_has_done_it(requests, slow, heard):
+def test_release_is_in_flight_until_the_store_confirms_it(requests, slow, heard):
     keep_now(slow.store, A)
     slow.slow_release = True
     answer(slow.store.open, A)

@@ -3,17 +3,9 @@
 import pytest
 
 from builds import modules, newest, oldest, prepared, scripts, session, unpredictable_session
-from redis_servers import RealRedis
 from test_matrix import ONLY_POLL, ONLY_SELECT, OPENWRT
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def redis():
-    server = RealRedis()
-    yield server
-    server.close()
 
 
 @pytest.fixture(params=["file", "redis", "redis on a socket"])
@@ -21,7 +13,7 @@ def variables(request, tmp_path):
     """The environment that names a store, which is empty."""
     if request.param == "file":
         return {"NUMSEQ_STORE": "file:%s" % (tmp_path / "store")}
-    redis = request.getfixturevalue("redis")
+    redis = request.getfixturevalue("real_redis")
     redis.command("FLUSHALL")
     return {"NUMSEQ_STORE": redis.url if request.param == "redis" else "redis+socket://%s?db=1" % redis.path}
 

@@ -110,7 +110,7 @@ def test_seed_that_is_the_client_id_fits_a_slot():
     assert decode_slot(encode_slot(id_of(5).upper(), record, 1, 1), 0) == (1, id_of(5).upper(), 1, record)
 
 
-def test_slot_with_any_bit_flipped_is_none():
+def test_slot_with_any_bit_flipped_is_invalid():
     slot = encode_slot(id_of(1), RECORD, 1, 1)
     for bit in range(SLOT_SIZE * 8):
         data = bytearray(slot)
@@ -118,7 +118,7 @@ def test_slot_with_any_bit_flipped_is_none():
         assert decode_slot(bytes(data), 0) is None
 
 
-def test_zeros_and_random_bytes_are_no_slots():
+def test_zeros_and_random_bytes_are_not_valid_slots():
     draw = random.Random(1)
     assert decode_slot(bytes(SLOT_SIZE), 0) is None
     for _ in range(1000):
@@ -126,7 +126,7 @@ def test_zeros_and_random_bytes_are_no_slots():
 
 
 @pytest.mark.parametrize("client_id, record", [(b"a", RECORD), (id_of(1), Record(b"x" * 25, 1, 1))])
-def test_what_fits_no_slot_is_not_written(client_id, record):
+def test_record_that_does_not_fit_a_slot_is_not_written(client_id, record):
     with pytest.raises(ValueError):
         encode_slot(client_id, record, 1, 1)
 
@@ -148,7 +148,7 @@ def test_records_are_there_again_after_a_restart(start):
     assert answer(second.open, id_of(4)) == (None, MISSING)
 
 
-def test_after_a_restart_every_record_has_its_whole_retention(start, loop, clock):
+def test_every_record_has_its_whole_retention_after_a_restart(start, loop, clock):
     fill(start, 2)
     clock.advance(RETENTION - 1)
     opened = start()
@@ -178,7 +178,7 @@ def test_slots_of_forgotten_records_are_used_again(start, loop, path):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_any_history_with_restarts_keeps_what_it_should(start, loop, seed):
+def test_records_survive_restarts_in_any_history(start, loop, seed):
     draw = random.Random(seed)
     store, expected = start().store, {}
     for step in range(400):
@@ -241,7 +241,7 @@ def writes(monkeypatch):
     return writes
 
 
-def test_a_create_is_one_write_and_so_is_forgetting(start, loop, writes):
+def test_creating_is_one_write_and_forgetting_is_one_write(start, loop, writes):
     store = start().store
     del writes[:]
     answer(store.create, id_of(1), RECORD)
@@ -296,7 +296,7 @@ def play(store, loop, told):
 
 @pytest.mark.parametrize("size", [0, 1, 2, 16, 36, 59, 60, 61, 63, 64])
 @pytest.mark.parametrize("kill_at", range(1, len(HISTORY) + 2))
-def test_killed_in_a_write_all_that_was_told_is_there(start, loop, monkeypatch, kill_at, size):
+def test_kill_in_a_write_loses_no_acknowledged_record(start, loop, monkeypatch, kill_at, size):
     pwrite, count = os.pwrite, [0]
 
     def dying(file, data, offset):
@@ -354,7 +354,7 @@ SYSTEM_CALLS = "openat", "fcntl", "pread64", "pwrite64"  # those that have a par
 
 
 @pytest.mark.slow
-def test_killed_at_any_system_call_all_that_was_told_is_there(start, path):
+def test_kill_at_any_system_call_loses_no_acknowledged_record(start, path):
     """strace kills the process in the nth of each system call on the file, made or not, for every n."""
     try:
         subprocess.run(["strace", "-o", os.devnull, "true"], check=True, stderr=subprocess.DEVNULL)
@@ -386,7 +386,7 @@ def test_killed_at_any_system_call_all_that_was_told_is_there(start, path):
 # ---- damaged
 
 
-def test_every_truncation_costs_the_records_behind_it_alone(start, path):
+def test_truncation_costs_only_the_records_behind_it(start, path):
     fill(start, 4)
     whole = contents(path)
     for size in range(len(whole)):
@@ -414,7 +414,7 @@ def test_every_flipped_byte_costs_one_record_at_most(start, path):
 
 
 @pytest.mark.parametrize("first, last", [(0, 1), (0, 2), (1, 3), (2, 5), (3, 5)])
-def test_a_block_of_zeros_costs_what_was_in_it(start, path, first, last):
+def test_a_block_of_zeros_costs_only_the_records_in_it(start, path, first, last):
     """A file with a hole has to start: it is what is left by many a crash."""
     fill(start, 4)
     data = bytearray(contents(path))
@@ -436,7 +436,7 @@ FOREIGN = [b"root:x:0:0:root:/root:/bin/bash\n" * 10, b"x", b"numseq store 2\n" 
 
 
 @pytest.mark.parametrize("data", FOREIGN)
-def test_a_foreign_file_is_put_aside_whole(start, path, data):
+def test_a_foreign_file_is_renamed_unchanged(start, path, data):
     replace_contents(path, data)
     opened = start()
     assert contents(path + ".bad") == data
@@ -445,7 +445,7 @@ def test_a_foreign_file_is_put_aside_whole(start, path, data):
     assert found(start().store, 2) == {0, 1}
 
 
-def test_no_file_that_was_put_aside_is_replaced(start, path):
+def test_file_put_aside_never_replaces_an_earlier_one(start, path):
     for number in range(store_file.ASIDE_MOST):
         replace_contents(path, b"foreign %d" % number)
         start()
@@ -477,7 +477,7 @@ def test_random_damage_never_keeps_a_server_from_starting(start, path, seed):
             os.unlink(os.path.join(os.path.dirname(path), name))
 
 
-def test_of_two_slots_of_one_id_the_newer_counts(start, path):
+def test_newer_slot_of_the_same_id_wins(start, path):
     start()
     header = contents(path)
     old, new = (encode_slot(id_of(1), Record(b"%d" % number, 1, 1), 1, number) for number in (1, 2))
@@ -489,7 +489,7 @@ def test_of_two_slots_of_one_id_the_newer_counts(start, path):
             assert len(store) == 1
 
 
-def test_number_goes_on_rising_after_a_restart(start, path):
+def test_serial_number_keeps_rising_after_a_restart(start, path):
     keep(start().store, id_of(1))
     keep(start().store, id_of(2))
     data = contents(path)
@@ -519,7 +519,7 @@ def fail(monkeypatch):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT])
-def test_where_nothing_can_be_written_creating_fails_until_it_can(start, fail, monkeypatch, code):
+def test_creating_fails_while_the_file_cannot_be_written(start, fail, monkeypatch, code):
     opened = start()
     keep(opened.store, id_of(1))
     with monkeypatch.context():
@@ -534,7 +534,7 @@ def test_where_nothing_can_be_written_creating_fails_until_it_can(start, fail, m
     assert len(start().store) == 2
 
 
-def test_each_outage_of_the_disk_is_told_once(start, fail, monkeypatch):
+def test_each_outage_of_the_disk_is_reported_once(start, fail, monkeypatch):
     opened = start()
     for outage in range(1, 4):
         fail("pwrite", errno.ENOSPC)
@@ -545,7 +545,7 @@ def test_each_outage_of_the_disk_is_told_once(start, fail, monkeypatch):
         keep(opened.store, id_of(10 + outage))
 
 
-def test_a_write_of_a_part_alone_is_a_full_disk(start, monkeypatch):
+def test_a_partial_write_counts_as_a_full_disk(start, monkeypatch):
     opened = start()
     pwrite = os.pwrite
     for size in range(1, SLOT_SIZE):
@@ -602,7 +602,7 @@ def test_an_older_record_never_comes_back_in_place_of_a_newer_one(start, loop, f
     assert answer(start().store.open, id_of(2)) in ((Record(b"new", 1, 1), None), (None, MISSING))
 
 
-def test_a_block_that_cannot_be_read_costs_what_was_in_it(start, fail):
+def test_an_unreadable_block_costs_only_the_records_in_it(start, fail):
     fill(start, 300)
     bad = 128 * SLOT_SIZE
     fail("pread", errno.EIO, lambda file, size, offset: offset <= bad < offset + size)
@@ -627,13 +627,13 @@ def test_a_file_that_cannot_be_opened_is_an_error(start, fail, code):
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/dev/null", path)])
-def test_what_is_no_regular_file_is_an_error(start, path, make):
+def test_path_that_is_not_a_regular_file_is_an_error(start, path, make):
     make(path)
     with pytest.raises(OSError):
         start()
 
 
-def test_a_full_disk_that_recovers(start, loop, path, tmp_path):
+def test_store_works_again_once_a_full_disk_has_room(start, loop, path, tmp_path):
     """For real, on a file system of a few pages."""
     os.mkdir(path + ".mount")
     mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", path + ".mount"]
@@ -741,7 +741,7 @@ def test_more_clients_than_slots_are_refused(start):
         start(clients_most=store_file.SLOTS_MOST)
 
 
-def test_where_all_slots_are_in_use_creating_fails(start, monkeypatch):
+def test_creating_fails_when_all_slots_are_in_use(start, monkeypatch):
     monkeypatch.setattr(store_file, "SLOTS_MOST", 4)
     opened = start(clients_most=3)
     for number in range(3):
@@ -767,7 +767,7 @@ def test_a_record_from_the_file_takes_less_than_300_bytes(start):
     assert (peak - before) / count < 400
 
 
-def test_a_closed_store_gives_the_file_back(start, path):
+def test_closed_store_unlocks_the_file(start, path):
     store = start().store
     store.close()
     with subprocess.Popen([sys.executable, "-S", "-c", HOLDER, path],

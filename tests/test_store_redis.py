@@ -176,18 +176,23 @@ def test_the_next_caller_never_gets_the_reply_to_an_earlier_request(loop, clock,
     assert ask(loop, proven.open, B).answer == (OTHER, None)
 
 
-def test_a_create_whose_answer_was_lost_is_ours_when_it_is_sent_again(loop, redis, proven):
-    """redis-py#261, valkey#1087: it was executed, so the second one finds the key there."""
+def cut_after_the_first_set(redis):
+    """Loses the reply to the next SET: the connection is reset instead."""
     lost = []
 
-    def lose_the_first(parts, answer):
+    def reply(parts, answer):
         if parts[0] == b"SET" and not lost:
             lost.append(parts)
             redis.cut()
             return None
         return answer
 
-    redis.reply = lose_the_first
+    redis.reply = reply
+
+
+def test_a_create_whose_answer_was_lost_is_ours_when_it_is_sent_again(loop, redis, proven):
+    """redis-py#261, valkey#1087: it was executed, so the second one finds the key there."""
+    cut_after_the_first_set(redis)
     assert ask(loop, proven.create, A, RECORD).answer == (RECORD, None)
     assert redis.names()[1:] == [b"SET", b"SET", b"GET"]
     assert ask(loop, proven.create, A, OTHER).answer == (None, EXISTS)
@@ -195,16 +200,7 @@ def test_a_create_whose_answer_was_lost_is_ours_when_it_is_sent_again(loop, redi
 
 def test_a_create_whose_answer_was_lost_does_not_take_over_anothers(loop, redis, proven):
     ask(loop, proven.create, A, OTHER)
-    lost = []
-
-    def lose_the_first(parts, answer):
-        if parts[0] == b"SET" and not lost:
-            lost.append(parts)
-            redis.cut()
-            return None
-        return answer
-
-    redis.reply = lose_the_first
+    cut_after_the_first_set(redis)
     assert ask(loop, proven.create, A, RECORD).answer == (None, EXISTS)
 
 
@@ -221,7 +217,7 @@ def test_no_command_is_sent_more_than_twice(loop, redis, proven):
     assert redis.names().count(b"SET") == 2
 
 
-def test_a_half_open_connection_is_found_out_within_seconds(loop, clock, redis, proven):
+def test_a_half_open_connection_is_detected_within_seconds(loop, clock, redis, proven):
     """lettuce#2082: nothing is heard any more, and nothing is asked."""
     connection, = redis.open_connections()
     redis.reply = lambda parts, answer: None
@@ -249,14 +245,14 @@ def test_in_an_outage_requests_fail_at_once_and_nothing_is_queued(loop, clock, r
     assert len(lines) == 1
 
 
-def test_what_waits_for_a_new_connection_is_bounded(loop, redis, make_store):
+def test_requests_waiting_for_a_connection_are_limited(loop, redis, make_store):
     store = make_store(redis, connect=False)
     asked = [Asked(loop, store.create, id_of(number), RECORD) for number in range(WAITING_MOST + 10)]
     assert [each.answers for each in asked[WAITING_MOST:]] == [[(None, FAILED)]] * 10
     assert not any(each.answers for each in asked[:WAITING_MOST])
 
 
-def test_a_demoted_master_is_left(loop, redis, make_store):
+def test_a_demoted_master_is_replaced_by_the_next_host(loop, redis, make_store):
     """redis-py#435."""
     other = ScriptedRedis(loop)
     other.is_replica = True
@@ -355,7 +351,7 @@ def test_answers_in_pieces_are_put_together(loop, redis, proven, piece):
     assert [each.answer for each in asked] == [(RECORD, None), (None, MISSING), (None, EXISTS)]
 
 
-def test_a_reply_to_nothing_ends_the_connection(loop, redis, proven):
+def test_an_unexpected_reply_ends_the_connection(loop, redis, proven):
     connection, = redis.open_connections()
     connection.stream.write(b"+OK\r\n")
     turn_until(loop, lambda: connection.stream is None)
@@ -440,8 +436,7 @@ def test_a_single_host_that_cannot_serve_is_one_line_an_outage(
 
 @pytest.mark.parametrize("word", sorted(DENIED))
 @pytest.mark.parametrize("when", ["greeting", "request"])
-def test_what_somebody_has_to_configure_is_named_and_tried_rarely(
-        loop, clock, redis, make_store, lines, word, when):
+def test_configuration_error_is_named_and_retried_rarely( loop, clock, redis, make_store, lines, word, when):
     redis.reply = lambda parts, answer: DENIED[word] if when == "greeting" or parts[0] == b"SET" else answer
     store = make_store(redis, connect=False)
     for _ in range(60):
@@ -476,7 +471,7 @@ def test_a_key_of_another_type_fails_and_is_named(loop, redis, proven, lines):
 # ---- records that Redis has lost
 
 
-def test_a_record_that_was_lost_while_open_is_healed_by_its_release(loop, redis, proven):
+def test_lost_open_record_is_restored_by_its_release(loop, redis, proven):
     ask(loop, proven.create, A, RECORD)
     redis.keys.clear()
     ask(loop, proven.release, A)
@@ -484,7 +479,7 @@ def test_a_record_that_was_lost_while_open_is_healed_by_its_release(loop, redis,
     assert ask(loop, proven.open, A).answer == (RECORD, None)
 
 
-def test_a_record_that_was_lost_while_open_is_healed_by_its_renewal(loop, clock, redis, make_store):
+def test_lost_open_record_is_restored_by_its_renewal(loop, clock, redis, make_store):
     store = make_store(redis, session_timeout=1000, retention=5)
     ask(loop, store.create, A, RECORD)
     redis.keys.clear()
@@ -492,7 +487,7 @@ def test_a_record_that_was_lost_while_open_is_healed_by_its_renewal(loop, clock,
     assert redis.value(KEY) is not None
 
 
-def test_a_record_that_was_lost_while_idle_is_missing_and_announced(loop, clock, redis, proven, forgotten):
+def test_lost_idle_record_is_missing_and_announced(loop, clock, redis, proven, forgotten):
     ask(loop, proven.create, A, RECORD)
     ask(loop, proven.release, A)
     redis.keys.clear()
@@ -549,7 +544,7 @@ def test_thousands_due_at_once_are_checked_in_batches(loop, clock, redis, make_s
     assert len(store) == 0
 
 
-def test_what_a_server_remembers_of_others_records_is_bounded(loop, redis, make_store):
+def test_memory_for_records_of_other_servers_is_limited(loop, redis, make_store):
     creator, store = make_store(redis), make_store(redis, clients_most=10)
     for number in range(30):
         ask(loop, creator.create, id_of(number), RECORD)
@@ -582,7 +577,7 @@ def test_a_retained_record_takes_less_than_300_bytes_here(loop, redis, make_stor
     assert used / count < 300
 
 
-def test_what_was_released_just_before_the_end_is_sent(loop, clock, redis, proven):
+def test_release_just_before_the_close_is_sent(loop, clock, redis, proven):
     ask(loop, proven.create, A, RECORD)
     released = Asked(loop, proven.release, A)
     proven.close()
@@ -676,7 +671,7 @@ def until_created(loop, store, client_id):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "demoted", "stopped"])
-def test_a_failover_to_a_replica(real_loop, pair, lines, how):
+def test_servers_continue_at_the_replica_after_a_failover(real_loop, pair, lines, how):
     master, replica = pair
     place = Place([(HOST, master.port), (HOST, replica.port)], None, None, None, 0)
     store = RedisStore(place, real_loop, None, complain=lines.append)

@@ -110,16 +110,9 @@ def test_the_next_server_waits_for_one_that_drains(programs, tmp_path):
     assert "does not exist" not in programs.client("NEW", "5", second.port, "--client_id", CLIENT_ID).out
 
 
-@pytest.fixture(scope="module")
-def redis():
-    server = RealRedis()
-    yield server
-    server.close()
-
-
-def test_a_sequence_goes_on_at_another_server_of_the_fleet(programs, redis):
-    first = programs.server("--store", redis.url, test_mode=False)
-    second = programs.server(test_mode=False, variables={"NUMSEQ_STORE": redis.url})
+def test_a_sequence_goes_on_at_another_server_of_the_fleet(programs, real_redis):
+    first = programs.server("--store", real_redis.url, test_mode=False)
+    second = programs.server(test_mode=False, variables={"NUMSEQ_STORE": real_redis.url})
     begun = programs.client("NEW", "1000", first.port, "-q", "--client_id", CLIENT_ID)
     assert begun.status == 0
     first.process.kill()
@@ -130,12 +123,12 @@ def test_a_sequence_goes_on_at_another_server_of_the_fleet(programs, redis):
     assert (ended.status, ended.err) == (0, "")
 
 
-def test_servers_share_a_port_and_all_of_them_get_clients(programs, redis):
-    redis.command("FLUSHALL")
-    first = programs.server("--store", redis.url, "--reuse-port", "-v")
+def test_servers_share_a_port_and_all_of_them_get_clients(programs, real_redis):
+    real_redis.command("FLUSHALL")
+    first = programs.server("--store", real_redis.url, "--reuse-port", "-v")
     port = first.port
     program = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "numseq", "server.py")
-    second = programs.start_client(str(port), "--store", redis.url, "--reuse-port", "-v", run=(program,))
+    second = programs.start_client(str(port), "--store", real_redis.url, "--reuse-port", "-v", run=(program,))
     second.wait_for("Listening on")
     for _ in range(100):
         assert programs.client("NEW", "5", port, "-q").status == 0

@@ -11,6 +11,7 @@ The archive is written by hand, because zipfile needs shutil, which the smallest
 that of PKWARE's APPNOTE.TXT.
 """
 
+import argparse
 import binascii
 import os
 import struct
@@ -72,11 +73,18 @@ def pack(files):
 
 
 def main():
-    """Writes the file that the command line names, whole or not at all."""
-    target = sys.argv[1] if len(sys.argv) > 1 else TARGET
-    files.put(target, pack(contents()))
-    os.chmod(target, TARGET_MODE)
+    """Writes the file that the command line names, whole or not at all; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Builds one file to copy to a device, with all of numseq.")
+    parser.add_argument("target", nargs="?", default=TARGET, help="the file to write (%(default)s)")
+    target = parser.parse_args().target
+    try:
+        files.put(target, pack(contents()))
+        os.chmod(target, TARGET_MODE)
+    except OSError as error:
+        sys.stderr.write("build_pyz.py: cannot write %r: %s\n" % (target, error.strerror))
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,6 +6,7 @@
 Debian's builds are unpacked in FOLDER, by default where the tests keep them.
 """
 
+import argparse
 import os
 import platform
 import statistics
@@ -92,7 +93,9 @@ def interpreters(cache):
 
 
 def main():
-    cache = sys.argv[1] if len(sys.argv) > 1 else CACHE
+    parser = argparse.ArgumentParser(description="Prints the memory table of docs/builds.md.")
+    parser.add_argument("folder", nargs="?", default=CACHE, help="where Debian's builds are unpacked")
+    cache = parser.parse_args().folder
     print("%s, %s. Memory is the peak in MB, time is CPU time in ms; medians of %d runs.\n"
           % (platform.system(), platform.machine(), RUNS))
     print("| build | bare interpreter: MB | server | client | bare interpreter: ms | server | client |\n"
