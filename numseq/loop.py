@@ -138,13 +138,16 @@ class Loop:
         self.turn_seconds += seconds
         if seconds >= SHORT_TURN:
             self.turn_counts[int(seconds * 1e6).bit_length()] += 1
-        first = self._first_timer()
+        first = None
         if self.attention:
             timeout = 0
-        elif first is not None:
-            timeout = min(max(first[0] - now, 0), WAIT_LIMIT)
         else:
-            timeout = WAIT_LIMIT
+            first = self._first_timer()
+            timeout = WAIT_LIMIT if first is None else first[0] - now
+            if timeout < 0:
+                timeout = 0
+            elif timeout > WAIT_LIMIT:
+                timeout = WAIT_LIMIT
         # 2. Wait.
         try:
             events = self.poller.wait(timeout)

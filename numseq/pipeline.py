@@ -9,6 +9,7 @@ from . import digits
 from .protocol import LONGEST_REQUEST, NUM, encode_batch
 
 RUN_MOST = digits.RUN  # RECVs answered at once
+REMEMBERED_MOST = 1024  # RECVs whose index is remembered: 0.1 MB, and few sequences have more batches
 SHORTEST_RECV = len(b"RECV,0;")
 
 _NUMBER, _LAST_NUMBER = digits.place(b":"), digits.place(b";")  # padding for the numbers of a batch
@@ -16,6 +17,7 @@ _MARK = digits.place(b",")  # padding for the MARK before a batch, which becomes
 _NUM_COLUMNS = digits.columns(NUM)
 _SEMICOLON = b";"[0]
 _COMMA_TO_TAB = bytes.maketrans(b",", digits.TAB)
+remembered = {}  # from a RECV (bytes) to its index: this lookup takes a fifth of the time of parsing it
 
 
 def encode_batches(marked, batch):
@@ -24,21 +26,42 @@ def encode_batches(marked, batch):
     return digits.unpad(digits.pad(marked, row, len(_NUMBER), _NUM_COLUMNS))
 
 
+def answer_receive(data, numbers, batch):
+    """The NUM (bytes) if data (bytes) is a single RECV of a full batch, otherwise None.
+
+    This is the server's fast path for clients that wait for each reply. numbers is the sequence.Numbers of
+    the client's sequence.
+    """
+    index = remembered.get(data)
+    if index is None:
+        index = _remember_index(data)
+        if index is None:
+            return None
+    place = index * batch
+    asked = numbers.slice(place, place + batch)
+    return encode_batch(asked) if len(asked) == batch else None
+
+
+def _remember_index(data):
+    """The index (int) if data is a single RECV, otherwise None. Remembers up to REMEMBERED_MOST of them."""
+    text = data[5:-1]
+    if not text.isdigit() or data[:5] != b"RECV," or data[-1] != _SEMICOLON or len(data) > LONGEST_REQUEST:
+        return None
+    index = int(text)
+    if len(remembered) < REMEMBERED_MOST:
+        remembered[data] = index
+    return index
+
+
 def answer_receives(data, numbers, batch, most):
     """Answers up to `most` (at most RUN_MOST) RECVs at the beginning of data.
 
-    Returns (NUMs as bytes, bytes of data taken, number of RECVs), or None. This is the server's fast path: a
-    few operations on whole buffers, no Python code per message. data (bytes or bytearray) is a client's
-    input; numbers is the sequence.Numbers of its sequence.
+    Returns (NUMs as bytes, bytes of data taken, number of RECVs), or None. This is the server's fast path for
+    clients that do not wait: a few operations on whole buffers, no Python code per message. data (bytes or
+    bytearray) is a client's input; numbers is the sequence.Numbers of its sequence.
     """
     if data[:5] != b"RECV,":  # cheaper than an exception later
         return None
-    index = data[5:-1]
-    # A single request, no pipelining.
-    if index.isdigit() and data[-1] == _SEMICOLON and len(data) <= LONGEST_REQUEST:
-        place = int(index) * batch
-        asked = numbers.slice(place, place + batch)
-        return (encode_batch(asked), len(data), 1) if len(asked) == batch else None
     run = bytes(data[:data.rfind(b";", 0, SHORTEST_RECV * most) + 1])
     count = run.count(b";RECV,") + 1
     indices = run.translate(_COMMA_TO_TAB, b"RECV;")

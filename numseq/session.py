@@ -1,8 +1,8 @@
 """The server's side of a connection: a state machine over the protocol."""
 
 from . import protocol
-from .pipeline import RUN_MOST, answer_receives
-from .sequence import Numbers
+from .pipeline import RUN_MOST, answer_receive, answer_receives
+from .sequence import BLOCK, Numbers
 from .store import EXISTS, FAILED, FULL, MISSING, Record
 from .stream import Stream
 
@@ -21,8 +21,7 @@ FAILED_INSIDE = "failed"  # another error of the connection or of the server its
 ENDINGS = (FINISHED, REFUSED, TIME_IS_UP, CLOSED, RESET, FAILED_INSIDE)
 
 ID_SHOWN = 8  # characters of a client id in logs
-COSTLY = 65536  # input bytes times batch size above which a run of requests (0.5 ms) needs the turn's budget
-COSTLY_BATCH = 1024  # batch size above which even a single request does
+COSTLY = 65536  # input bytes times numbers per batch above which answers (0.5 ms) need the turn's budget
 
 # The ERR for each refusal of the store.
 REFUSALS = {
@@ -40,7 +39,7 @@ ERRORS = tuple(REFUSALS) + (NO_SUCH_BATCH, MALFORMED, TOO_MANY_CONNECTIONS)
 class Session:
     """One connection and its open sequence: a state machine that answers requests."""
 
-    __slots__ = ("server", "stream", "phase", "client_id", "record", "_numbers", "_run_most", "_cheap",
+    __slots__ = ("server", "stream", "phase", "client_id", "record", "_numbers", "_run_most", "_single",
                  "_timer")
 
     def __init__(self, server, connection):
@@ -49,6 +48,7 @@ class Session:
         self.client_id = None  # bytes, from INIT or CONT on
         self.record = None  # the store's Record, once the sequence is open
         self._numbers = None  # Numbers, from the first request for some on
+        self._single = 0  # see _single_most
         self._timer = server.loop.call_later(server.session_timeout, self._time_is_up)
         try:
             self.stream = Stream(server.loop, connection, self)
@@ -61,27 +61,18 @@ class Session:
     def received(self, stream):
         """Answers the requests in the stream's input, up to the limits of a turn."""
         if self.phase is OPEN:
-            began = None
-            if len(stream.input) > self._cheap:
-                if not self.server.budget.is_left():
-                    stream.resume()
+            data = stream.input
+            if type(data) is bytes and len(data) <= self._single and not stream.ended:
+                reply = answer_receive(data, self._numbers or self._draw(), self.record.batch)
+                if reply is not None:
+                    stream.input = b""
+                    stream.write(reply)
+                    figures = self.server.figures
+                    figures.messages += 1
+                    figures.numbers += self.record.batch
+                    figures.bytes += len(reply)
                     return
-                began = self.server.loop.clock()
-            batch = self.record.batch
-            numbers = self._numbers or self._draw()
-            answered = answer_receives(stream.input, numbers, batch, self._run_most)
-            if answered is not None:
-                answers, taken, count = answered
-                stream.write(answers)
-                stream.input = stream.input[taken:]
-                if stream.input or stream.ended:
-                    stream.resume()
-                figures = self.server.figures
-                figures.messages += count
-                figures.numbers += count * batch
-                figures.bytes += len(answers)
-                if began is not None:
-                    self.server.budget.spend(began)
+            if self._answer_run(stream):
                 return
         try:
             self._answer_each(stream)
@@ -115,6 +106,31 @@ class Session:
         self.server.figures.count(len(reply))
 
     # ---- requests
+
+    def _answer_run(self, stream):
+        """Answers the run of RECVs at the beginning of the input; returns whether it did or has to wait."""
+        began = None
+        if self._is_costly(len(stream.input)):
+            if not self.server.budget.is_left():
+                stream.resume()
+                return True
+            began = self.server.loop.clock()
+        batch = self.record.batch
+        answered = answer_receives(stream.input, self._numbers or self._draw(), batch, self._run_most)
+        if answered is None:
+            return False
+        answers, taken, count = answered
+        stream.write(answers)
+        stream.input = stream.input[taken:]
+        if stream.input or stream.ended:
+            stream.resume()
+        figures = self.server.figures
+        figures.messages += count
+        figures.numbers += count * batch
+        figures.bytes += len(answers)
+        if began is not None:
+            self.server.budget.spend(began)
+        return True
 
     def _answer_each(self, stream):
         """Answers the requests one by one. Raises ProtocolError."""
@@ -181,8 +197,7 @@ class Session:
         else:
             self.record = record
             self.phase = OPEN
-            # Bytes of input up to which answering needs no budget. -1 means always: numbers must be drawn.
-            self._cheap = COSTLY // record.batch if record.n <= COSTLY_BATCH else -1
+            self._single = self._single_most()
             self.write(protocol.ACK_MESSAGE)
             if self.stream.paused:
                 self.stream.resume()
@@ -198,8 +213,7 @@ class Session:
         numbers = self.slice(first, first + self.record.batch)
         self.write(protocol.encode_batch(numbers))
         self.server.figures.numbers += len(numbers)
-        if len(numbers) > COSTLY_BATCH:
-            self.server.budget.spend(began)
+        self.server.budget.spend(began)
 
     def _fin(self, argument):
         self.phase = FINISHING
@@ -226,8 +240,17 @@ class Session:
 
     def _has_to_wait(self):
         """Whether the next request may be costly and the turn's budget is spent."""
-        return (self.phase is OPEN and (self._numbers is None or self.record.batch > COSTLY_BATCH)
-                and self.record.n > COSTLY_BATCH and not self.server.budget.is_left())
+        return (self.phase is OPEN and self._is_costly(protocol.LONGEST_REQUEST)
+                and not self.server.budget.is_left())
+
+    def _single_most(self):
+        """Bytes of input up to which it may be a single request that needs no budget; 0 if each needs it."""
+        return 0 if self._is_costly(protocol.LONGEST_REQUEST) else protocol.LONGEST_REQUEST
+
+    def _is_costly(self, size):
+        """Whether answering `size` bytes of input needs the turn's budget."""
+        n, batch = self.record.n, self.record.batch
+        return size * min(n, batch) > COSTLY or (self._numbers is None and n > BLOCK)
 
     def slice(self, first, last):
         """The numbers first to last - 1 of the sequence (bytes), fewer at its end."""
@@ -239,7 +262,7 @@ class Session:
         self._numbers = Numbers(self.record.seed, n)
         # A run of RECVs fills the output to at most twice the high-water mark.
         longest = batch * protocol.NUMBER_BYTES
-        self._cheap = COSTLY // batch
+        self._single = self._single_most()
         self._run_most = min(self.server.loop.output_high // longest + 1, self.server.messages_most, RUN_MOST)
         self.server.drawn(self, n)
         return self._numbers
@@ -247,7 +270,7 @@ class Session:
     def undraw(self):
         """Drops the drawn numbers, because other sessions need the memory."""
         self._numbers = None
-        self._cheap = -1
+        self._single = self._single_most()
 
     def __str__(self):
         """The beginning of the client id, for logs: the whole id is the client's secret."""

@@ -42,7 +42,7 @@ LINGERING = "lingering"  # flushes output, then shuts down its direction; discar
 CLOSING = "closing"  # flushes output, then closes the socket: no more input is expected
 CLOSED = "closed"
 
-# The flow of an open stream's input. FLOWING is falsy: see Stream.settle.
+# The flow of an open stream's input. FLOWING is falsy, which is tested in every turn.
 FLOWING = 0  # the handler is called when more has arrived
 PAUSED = 1  # nothing is read, and the handler is not called
 RESUMED = 2  # the handler is called in the next turn, even if nothing more has arrived
@@ -155,7 +155,7 @@ class Stream:
                 self.loop.rest(self)
                 return
             self.loop.attention[self] = None
-        if self._flow != FLOWING or not mask & READ:
+        if self._flow or not mask & READ:
             return
         try:
             data = self._socket.recv(self.loop.read_size)
@@ -170,7 +170,7 @@ class Stream:
             return
         self.input = grown(self.input, data) if self.input else data
         self.handler.received(self)
-        if self._flow != FLOWING or self.input:
+        if self.input:  # for the limit; whoever changes the flow asks for attention
             self.loop.attention[self] = None
 
     def take_up(self):

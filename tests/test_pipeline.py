@@ -26,6 +26,7 @@ def test_fast_paths_raise_nothing_whatever_the_bytes(kind, seed):
     numbers = bytes(range(50))
     for data in mutations(seed, REQUESTS + REPLIES, 250):
         for prefix in (b"", b"RECV,", b"NUM,"):
+            pipeline.answer_receive(bytes(prefix + data), Whole(numbers), 5)
             pipeline.answer_receives(kind(prefix + data), Whole(numbers), 5, 100)
             pipeline.split_numbers(kind(prefix + data), 2, 100)
 
@@ -117,6 +118,13 @@ def test_run_of_requests_is_answered_as_they_are_one_by_one(kind, seed):
         for count in {len(batches), n // batch}:  # with the short one at the end, and without
             for data, whole in runs_of_requests(generator, count):
                 most = generator.choice([1, 2, 5, 39, 40, 41, 1000])
+                first = data[:data.find(b";") + 1]
+                for single in (data, first, first):  # the second time, its index is remembered
+                    reply = pipeline.answer_receive(single, Whole(numbers), batch)
+                    if reply is not None:
+                        assert (reply, len(single), 1) == plain_answers(single, batches, 1)
+                    else:
+                        assert single.count(b";") != 1 or not whole or count > n // batch
                 answered = pipeline.answer_receives(kind(data), Whole(numbers), batch, most)
                 # At most as many as the bytes can hold of the shortest, so that it need not count them.
                 expected = data[:most * len(b"RECV,0;")].count(b";")
@@ -131,7 +139,15 @@ def test_run_of_requests_is_answered_as_they_are_one_by_one(kind, seed):
 @pytest.mark.parametrize("data", [b"", b"RECV,", b"RECV,1", b"FIN;", b"RECV;", b"ECV,1;", b";RECV,1;",
                                   b"CONT,%b;" % ID])
 def test_input_without_a_whole_recv_first_is_left_to_the_plain_path(data):
+    assert pipeline.answer_receive(data, Whole(b"\1" * 10), 5) is None
     assert pipeline.answer_receives(data, Whole(b"\1" * 10), 5, 10) is None
+
+
+def test_indices_of_only_so_many_requests_are_remembered():
+    numbers = Whole(b"\1" * 65535)
+    for index in range(2 * pipeline.REMEMBERED_MOST):
+        assert pipeline.answer_receive(b"RECV,%d;" % index, numbers, 1) == b"NUM,1;"
+    assert len(pipeline.remembered) == pipeline.REMEMBERED_MOST
 
 
 @pytest.mark.parametrize("most", [2, 10, pipeline.RUN_MOST, pipeline.RUN_MOST + 1])
