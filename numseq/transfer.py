@@ -15,6 +15,7 @@ from .errors import (ChecksumMismatch, ConnectionLost, FetchError, Forgotten, Pr
 from .journal import Journal, load
 from .loop import Loop
 from .pipeline import split_numbers
+from .window import Window
 
 # ---- defaults and limits
 
@@ -36,44 +37,6 @@ WINDOW_MOST = protocol.N_MOST  # requests: no sequence has more batches
 PAUSE_FIRST = 0.05  # seconds between two attempts; doubled after each attempt without progress
 PAUSE_MOST = 5.0  # seconds: the longest pause
 RETRIES_LEAST = 3  # retries granted even if they take longer than the timeout each
-
-# ---- the first flight: what a connection requests before the first reply
-
-# The round trip of the TCP handshake is all that is known of the link. If its 120 bytes took at most 10 ms,
-# the link carries at least 100 kbit/s, and a full segment (1,460 bytes) arrives in 0.12 s, well within a
-# session of 1 s. Such a link is called prompt.
-PROMPT = 0.01  # seconds: the longest round trip of a prompt link
-PROMPT_FLIGHT = 1024  # requests on a prompt link: what the server answers in one turn; more do not help
-SLOW_FLIGHT = 96  # requests on any other link: they take 0.8 s at 9.6 kbit/s
-SYN_BYTES = 120  # bytes of a SYN and its SYN-ACK, without link headers
-# The first segment is sized to be transmitted within this time (in seconds), on the assumption that the
-# round trip of the handshake was all transmission time, and no propagation delay.
-FIRST_SECONDS = 0.25
-SEGMENT_REQUESTS = 120  # requests that fill a segment; a flight with this much room is sent in one piece
-
-# ---- the congestion window: requests in flight that the link carries without long queues
-
-# A reply is unqueued if it comes within UNQUEUED round trips plus UNQUEUED_SECONDS.
-UNQUEUED = 1.25  # round trips
-UNQUEUED_SECONDS = 0.05  # seconds: time for the server to answer
-GROWTH = 3  # requests that an unqueued reply adds to the window, which grows fourfold per round trip
-# Other replies add 1 each, as in slow start, up to a queueing delay of QUEUED_SOME beyond two round trips.
-# Over QUEUED_MOST, the window shrinks in proportion to the delay.
-QUEUED_SOME = 0.5  # seconds
-QUEUED_MOST = 0.6  # seconds
-SHRINK = 4  # the window is divided by at most this after a connection that left its first flight unanswered
-
-# ---- what earlier connections say about the next one
-
-# The age of a connection at its latest answered request shows how late a request may be. When the next
-# connection is older than LATER times that age plus LATER_SECONDS, its window is divided by SHRINK, since
-# most replies would come after the end of the session.
-LATER = 1.25
-LATER_SECONDS = 0.1  # seconds
-# A connection that was silent for this share of its time fell silent early: the link may lose large bursts or
-# packets, so from now on the window is limited to half of what it was.
-SILENT_SHARE = 0.8
-LIMIT_LEAST = 12  # requests: the lowest limit of that kind
 
 # ---- texts
 
@@ -162,9 +125,7 @@ class Fetch:
         self._done = done
         self._sequence = PRESENT if resume else ABSENT
         self._init_lost = False  # whether an earlier INIT may still be carried out
-        self._window_most = max(window, 1)
-        self._window_limit = self._window_most  # reduced where the link fell silent early
-        self._window = None  # congestion window, in requests; None before the first connection
+        self._window = Window(window, journal.total())
         self._timeout = timeout
         self._patience = timeout  # seconds allowed for connecting
         self._retry = retry
@@ -181,20 +142,10 @@ class Fetch:
         self._timer = None
         self._begun = 0.0  # time of the start of the attempt to connect
         self._heard = 0.0  # time of the last input, or of connecting if there was none
-        self._connected = 0.0  # time of connecting
         self._silence = timeout  # seconds without input after which the connection is given up
-        self._round_trip = 0.0  # round trip of this connection's handshake, in seconds
-        self._shortest = float("inf")  # shortest handshake so far: a round trip without queueing
         self._phase = OPENING
         self._opened_with = None  # INIT or CONT
         self._finished = False  # whether FIN was sent
-        self._first_batch = 0  # first batch requested on this connection
-        self._flight = 0  # batches requested in the first flight
-        self._next_batch = 0  # first batch not yet requested on this connection
-        self._runs = collections.deque()  # requests in flight: (first batch, last batch + 1, time sent)
-        self._answered = 0.0  # age of the connection when the latest answered run was sent
-        self._lifetime = None  # `_answered` of lost connections: requests sent later got no answer
-        self._lead = None  # batches requested in the first segment on a slow link
         self._second = None  # timer that sends the rest of the first flight
         self._searched = 0  # bytes of the stream's input already searched for `;`
         self._connect()
@@ -214,9 +165,6 @@ class Fetch:
         self._phase = OPENING
         self._opened_with = None
         self._finished = False
-        self._flight = 0
-        self._runs.clear()
-        self._answered = 0.0
         self._searched = 0
         self._timer = self.loop.call_later(self._patience, self._check_connecting)
         self._link = Connector(self.loop, self._endpoints, self, self._known)
@@ -255,10 +203,10 @@ class Fetch:
         self._observer.connected()
         connector, self._link = self._link, stream
         self._made += 1
-        self._heard = self._connected = self.loop.now
-        self._round_trip = self.loop.now - connector.since
-        self._shortest = min(self._shortest, self._round_trip)
-        self._patience = self._silence = max(self._timeout, 2 * self._round_trip)
+        self._heard = self.loop.now
+        round_trip = self.loop.now - connector.since
+        self._window.connected(self.loop.now, round_trip, self.journal.batches())
+        self._patience = self._silence = max(self._timeout, 2 * round_trip)
         self.loop.cancel(self._timer)
         self._timer = self.loop.call_later(self._silence, self._check_silence)
         (endpoint, _), = connector.tried
@@ -316,24 +264,12 @@ class Fetch:
         return self._begun < self._failing_since + self._retry * self._timeout - MOMENT
 
     def _learn(self):
-        """Adapts the window, its limit and the next connection's first flight to what this one brought."""
+        """Adapts the next connection to what this one brought."""
         if self._opened_with is None:
             self._known.clear()  # the addresses may have changed
             return
-        brought = self.journal.batches() - self._first_batch
-        silent = self.loop.now - self._heard
-        if silent > max(self._reply_most(), SILENT_SHARE * (self.loop.now - self._connected)):
-            # It fell silent early, so bursts of this size may not get through.
-            self._window_limit = max(self._window // 2, min(LIMIT_LEAST, self._window_most))
-        else:
-            self._window_limit = min(self._window_limit * SHRINK, self._window_most)
-        if brought < self._flight:
-            self._window = max(brought, self._flight // SHRINK, 1)
-        if brought:
-            self._lifetime = max(self._answered, self._lifetime / 2 if self._lifetime is not None else 0.0)
-        elif self._lead is not None:
-            self._lead //= SHRINK
-        if not brought and self._phase is not OPENING:
+        self._window.lost(self.loop.now, self.journal.batches(), self.loop.now - self._heard)
+        if self._failing_since is not None and self._phase is not OPENING:
             self._eager = True  # requests sent after the ACK may come too late for the session
 
     def _change_server(self):
@@ -395,7 +331,7 @@ class Fetch:
             self._failures = 0
             self._failing_since = None
             self._progress = True
-            self._adapt()
+            self._window.answered(self.loop.now, self.journal.batches())
             self.journal.flush()
         if error is not None:
             self._fail(error)
@@ -410,7 +346,7 @@ class Fetch:
         if self._phase is not RECEIVING or self._watch:
             return
         journal = self.journal
-        most = min(self._next_batch, journal.n // journal.batch) - journal.batches()
+        most = min(self._window.next_batch, journal.n // journal.batch) - journal.batches()
         run = split_numbers(stream.input, journal.batch, most) if most > 0 else None
         if run is not None:
             numbers, taken = run
@@ -457,14 +393,14 @@ class Fetch:
         self._sequence = PRESENT
         if self._watch:
             self._watch("requesting", "")
-            for index in range(self._first_batch):
+            for index in range(self.journal.batches()):
                 self._watch("skipping", index)
         self._check_complete()
 
     def _take_numbers(self, numbers):
         journal = self.journal
         index = journal.batches()
-        if index == self._next_batch:
+        if index == self._window.next_batch:
             raise protocol.ProtocolError("unexpected reply")
         expected = min(journal.batch, journal.n - len(journal.numbers))
         if len(numbers) != expected:
@@ -495,9 +431,6 @@ class Fetch:
     def _open(self):
         """Sends INIT or CONT and, unless `watch` is set, the first flight without waiting for the ACK."""
         journal = self.journal
-        self._first_batch = self._next_batch = journal.batches()
-        if self._window is None:
-            self._window = min(self._window_most, PROMPT_FLIGHT if self._is_prompt() else SLOW_FLIGHT)
         if self._sequence is ABSENT:
             self._sequence = UNKNOWN
             self._opened_with = protocol.INIT
@@ -508,72 +441,24 @@ class Fetch:
             opening = protocol.encode(protocol.CONT, journal.client_id)
         if not self._eager:
             self._send(opening)
-        elif self._is_prompt():
-            self._request(opening)
         else:
-            # A segment that arrives after the end of the session is wasted. So the first one is short, in
-            # case the handshake was slow because of a low bit rate.
-            if self._lead is None:
-                room = int(SYN_BYTES / self._round_trip * FIRST_SECONDS) - len(opening)
-                self._lead = room // len(b"RECV,12345;")
-            self._lead = max(self._lead, 1)
-            self._request(opening, self._lead if self._lead < SEGMENT_REQUESTS else WINDOW_MOST)
-            self.loop.cancel(self._second)
-            self._second = self.loop.call_later(0, self._request_rest)
+            lead = self._window.lead(len(opening))
+            self._request(opening, lead)
+            if lead is not None:
+                # At the end of the turn, so that it goes in a segment of its own.
+                self._second = self.loop.call_later(0, self._request)
 
-    def _reply_most(self):
-        """Seconds after which a reply has waited in a queue for too long, or is lost (float)."""
-        return 2 * self._round_trip + QUEUED_MOST
-
-    def _is_prompt(self):
-        return self._round_trip <= PROMPT
-
-    def _request_rest(self):
-        """Sends the rest of the first flight, as a second segment."""
-        if self._phase is not FINISHING and self._opened_with is not None and self._link is not None:
-            self._request()
-
-    def _request(self, opening=b"", most=WINDOW_MOST):
-        """Fills the window once half of it is free; FIN follows the request for the last batch."""
+    def _request(self, opening=b"", most=None):
+        """Sends `opening` and the requests for which the window has room; FIN follows the last one."""
         have, total = self.journal.batches(), self.journal.total()
-        messages = opening
-        window = min(self._window, most)
-        age = self.loop.now - self._connected
-        if self._lifetime is not None and age > self._lifetime * LATER + LATER_SECONDS:
-            window = max(window // SHRINK, 1)
-        if self._next_batch < total and (opening or (self._next_batch - have) * 2 <= window):
-            first, self._next_batch = self._next_batch, min(have + window, total)
-            messages += protocol.encode_receives(first, self._next_batch)
-            if have == self._first_batch:
-                self._flight = self._next_batch - have
-            self._runs.append((first, self._next_batch, self.loop.now))
-        if self._next_batch == total and not self._finished and (self._eager or have == total):
+        messages = opening + protocol.encode_receives(*self._window.fill(self.loop.now, have, most))
+        if self._window.next_batch == total and not self._finished and (self._eager or have == total):
             self._finished = True
             messages += protocol.FIN_MESSAGE
         if messages:
             self._send(messages)
             if self._phase is RECEIVING:
                 self._check_complete()
-
-    def _adapt(self):
-        """Congestion control: grows the window while replies come soon, shrinks it when they queue for long.
-
-        Requests that are in a queue when the session ends are wasted, and delay the next connection.
-        """
-        have = self.journal.batches()
-        while self._runs and self._runs[0][1] <= have:
-            first, last, requested = self._runs.popleft()
-            self._answered = requested - self._connected
-            seconds = self.loop.now - requested
-            is_first = first == self._first_batch and self._lead is not None
-            if is_first and seconds <= self._shortest + FIRST_SECONDS:
-                self._lead = min(self._lead * 2, SEGMENT_REQUESTS)
-            if seconds > self._reply_most():
-                self._window = max(int(self._window * self._reply_most() / seconds), 1)
-            elif seconds <= 2 * self._round_trip + QUEUED_SOME:
-                growth = GROWTH if seconds <= UNQUEUED * self._round_trip + UNQUEUED_SECONDS else 1
-                most = min(PROMPT_FLIGHT, self._window_limit) if self._is_prompt() else self._window_limit
-                self._window = max(self._window, min(self._window + growth * (last - first), most))
 
     def _send(self, messages):
         if self._watch:
