@@ -57,7 +57,6 @@ class Window:
     """
 
     def __init__(self, most, total):
-        self.next_batch = 0
         self._most = max(most, 1)
         self._total = total
         self._limit = self._most  # of growth; reduced where the link fell silent early
@@ -65,23 +64,16 @@ class Window:
         self._lead = None  # requests in the first segment; None before the first link that is not prompt
         self._shortest = float("inf")  # shortest handshake so far: a round trip without queueing
         self._lifetime = None  # `_answered` of lost connections: requests sent later got no answer
-        # Of this connection:
-        self._connected = 0.0  # time of connecting
-        self._round_trip = 0.0  # seconds that connecting took
-        self._first_batch = 0  # first batch requested
-        self._flight = 0  # batches requested in the first flight
-        self._runs = collections.deque()  # requests in flight: (first batch, last batch + 1, time sent)
-        self._answered = 0.0  # age of the connection when the latest answered run was sent
 
     def connected(self, now, round_trip, have):
-        """Begins with a new connection, which took `round_trip` seconds to be made."""
+        """Begins a new connection, whose handshake took `round_trip` seconds. Called before all others."""
         self._connected = now
         self._round_trip = round_trip
         self._shortest = min(self._shortest, round_trip)
         self._first_batch = self.next_batch = have
-        self._flight = 0
-        self._runs.clear()
-        self._answered = 0.0
+        self._flight = 0  # batches requested in the first flight
+        self._runs = collections.deque()  # requests in flight: (first batch, last batch + 1, time sent)
+        self._answered = 0.0  # age of the connection when the latest answered run was sent
         if self._size is None:
             self._size = min(self._most, PROMPT_FLIGHT if self._is_prompt() else SLOW_FLIGHT)
 
