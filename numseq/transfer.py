@@ -64,7 +64,7 @@ class Result(collections.namedtuple("Result", ["numbers", "sum", "checksum", "cl
 CONNECTING = "connecting"
 OPENING = "opening"  # waits for the ACK of INIT or CONT
 RECEIVING = "receiving"  # waits for batches
-FINISHING = "finishing"  # waits for the reply to FIN
+FINISHING = "finishing"  # has all batches, and waits for the reply to FIN
 
 # What is known about the sequence at the server.
 ABSENT = "absent"
@@ -129,7 +129,7 @@ class Fetch:
         self._init_lost = False  # whether an earlier INIT may still be carried out
         self._window = Window(window, journal.total())
         self._timeout = timeout
-        self._patience = timeout  # seconds without input, or for connecting, after which it is given up
+        self._patience = timeout  # seconds allowed for connecting, and later without input
         self._retry = retry
         self._watch = watch
         self._observer = observer or Observer()
@@ -204,7 +204,7 @@ class Fetch:
         self._patience = max(self._timeout, 2 * round_trip)
         self.loop.cancel(self._timer)
         self._timer = self.loop.call_later(self._patience, self._check_silence)
-        (endpoint, _), = connector.tried
+        (endpoint, _), = connector.tried  # only the one that answered is left
         self._endpoints.sort(key=lambda each: each != endpoint)  # tried first on the next connection
         self._open()
 
@@ -473,7 +473,7 @@ class Fetch:
         text, client_id = str(error), self.journal.client_id.decode("ascii")
         opening, new = self.phase is OPENING, self._opened_with is protocol.INIT
         if opening and not new and text == protocol.DOES_NOT_EXIST.format(client_id):
-            self._sequence_is_missing(client_id)
+            self._recreate(client_id)
         elif opening and text in PASSING and self._may_retry():
             if new and text != protocol.STORE_FAILED:
                 self._sequence = ABSENT  # a store that failed may have created it nevertheless
@@ -487,8 +487,8 @@ class Fetch:
                 self._watch("error", text)
             self._end(error)
 
-    def _sequence_is_missing(self, client_id):
-        """The server answered CONT with DOES_NOT_EXIST: sends INIT again, or ends the fetch."""
+    def _recreate(self, client_id):
+        """After a CONT that got DOES_NOT_EXIST: sends INIT again if that is safe, or ends the fetch."""
         if self._sequence is UNKNOWN:
             self._sequence = ABSENT  # the unanswered INIT has not arrived, or not yet
             self._init_lost = True
