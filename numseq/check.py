@@ -17,7 +17,8 @@ from .figures import END, LOCAL, LOOKUP, NETWORK, REFUSED, RESET, SESSION, SILEN
 from .journal import Journal
 from .loop import Loop
 from .stream import EXHAUSTED as EXHAUSTED_FILES
-from .transfer import BATCH, HOST, TIMEOUT, WINDOW, WINDOW_MOST, Fetch, Observer, endpoints, new_id
+from .transfer import (BATCH, CONNECTING, HOST, TIMEOUT, WINDOW, WINDOW_MOST, Fetch, Observer, endpoints,
+                       new_id)
 from .units import counted, duration, short_time, whole
 from .version import __version__
 
@@ -49,7 +50,6 @@ SAME_AGE_LEAST = 5  # resets needed before their ages are compared
 AT_ONCE = 1e-6  # seconds: timers this close are due at the same time
 BUSY_LEAST = 0.1  # seconds: in a shorter interval, the share of a processor means nothing
 BUSY = 0.9  # share of a processor from which it counts as the bottleneck
-CONNECTING = "connecting"  # the phase of a drop before a connection was made
 
 GIVEN_UP = 4  # exit status
 ENDED_BY = {signal.SIGINT: None, signal.SIGTERM: 143, signal.SIGHUP: 129}  # exit status; None: of the result
@@ -109,7 +109,7 @@ class Client(Observer):
         self.check = check
         self.number = number
         self.fetch = None  # the current Fetch
-        self._connected = None  # time of connecting; None while there is no connection
+        self._connected = 0.0  # time of connecting
         self._begun = 0  # numbers of the sequence before this connection
         self._counted = 0  # numbers of the sequence counted so far
         self._bytes = 0  # bytes received on this connection
@@ -147,7 +147,7 @@ class Client(Observer):
             self._counted = have
 
     def _done(self, fetch, error):
-        self.fetch = self._connected = None
+        self.fetch = None
         self._count(len(fetch.journal.numbers) if fetch.checksum is None else fetch.journal.n)
         self.check.finished(self, fetch, error)
 
@@ -183,15 +183,14 @@ class Client(Observer):
     def lost(self, error):
         """Reports the drop to the check."""
         self.count()
-        made = self._connected is not None
+        made = self.fetch.phase is not CONNECTING
         age = self.check.loop.now - self._connected if made else 0.0
         cause = cause_of(error)
         if cause is RESET and self._is_over(age):
             cause = SESSION
         self.check.dropped(Drop(
-            self.check.elapsed(), cause, cause is SESSION, self.fetch.phase if made else CONNECTING, age,
+            self.check.elapsed(), cause, cause is SESSION, self.fetch.phase, age,
             self._bytes if made else 0, self._counted - self._begun if made else 0, self.number, str(error)))
-        self._connected = None
 
     def _is_over(self, age):
         """Whether the session of a connection of this age (seconds) should be at its end."""

@@ -15,6 +15,7 @@ from .errors import (ChecksumMismatch, ConnectionLost, FetchError, Forgotten, Pr
 from .journal import Journal, load
 from .loop import Loop
 from .pipeline import split_numbers
+from .window import Window
 
 # ---- defaults and limits
 
@@ -37,47 +38,12 @@ PAUSE_FIRST = 0.05  # seconds between two attempts; doubled after each attempt w
 PAUSE_MOST = 5.0  # seconds: the longest pause
 RETRIES_LEAST = 3  # retries granted even if they take longer than the timeout each
 
-# ---- the first flight: what a connection requests before the first reply
-
-# The round trip of the TCP handshake is all that is known of the link. If its 120 bytes took at most 10 ms,
-# the link carries at least 100 kbit/s, and a full segment (1,460 bytes) arrives in 0.12 s, well within a
-# session of 1 s. Such a link is called prompt.
-PROMPT = 0.01  # seconds: the longest round trip of a prompt link
-PROMPT_FLIGHT = 1024  # requests on a prompt link: what the server answers in one turn; more do not help
-SLOW_FLIGHT = 96  # requests on any other link: they take 0.8 s at 9.6 kbit/s
-SYN_BYTES = 120  # bytes of a SYN and its SYN-ACK, without link headers
-# The first segment is sized to be transmitted within this time (in seconds), on the assumption that the
-# round trip of the handshake was all transmission time, and no propagation delay.
-FIRST_SECONDS = 0.25
-SEGMENT_REQUESTS = 120  # requests that fill a segment; a flight with this much room is sent in one piece
-
-# ---- the congestion window: requests in flight that the link carries without long queues
-
-# A reply is unqueued if it comes within UNQUEUED round trips plus UNQUEUED_SECONDS.
-UNQUEUED = 1.25  # round trips
-UNQUEUED_SECONDS = 0.05  # seconds: time for the server to answer
-GROWTH = 3  # requests that an unqueued reply adds to the window, which grows fourfold per round trip
-# Other replies add 1 each, as in slow start, up to a queueing delay of QUEUED_SOME beyond two round trips.
-# Over QUEUED_MOST, the window shrinks in proportion to the delay.
-QUEUED_SOME = 0.5  # seconds
-QUEUED_MOST = 0.6  # seconds
-SHRINK = 4  # the window is divided by at most this after a connection that left its first flight unanswered
-
-# ---- what earlier connections say about the next one
-
-# The age of a connection at its latest answered request shows how late a request may be. When the next
-# connection is older than LATER times that age plus LATER_SECONDS, its window is divided by SHRINK, since
-# most replies would come after the end of the session.
-LATER = 1.25
-LATER_SECONDS = 0.1  # seconds
-# A connection that was silent for this share of its time fell silent early: the link may lose large bursts or
-# packets, so from now on the window is limited to half of what it was.
-SILENT_SHARE = 0.8
-LIMIT_LEAST = 12  # requests: the lowest limit of that kind
-
 # ---- texts
 
 SAID_MOST = 200  # characters shown of an ERR; the longest of a numseq server has 85
+SHOWN_MOST = 60  # bytes shown of input that is not a reply
+PLACES_MOST = 4  # addresses named in a message
+NUMBER_BYTES = 2.91  # average bytes of a number (0 to 100) and its separator
 TIME_OVER = "not complete after %g s"  # message of the ConnectionLost when max_time is over
 
 
@@ -95,9 +61,10 @@ class Result(collections.namedtuple("Result", ["numbers", "sum", "checksum", "cl
 
 
 # The phases of a connection.
+CONNECTING = "connecting"
 OPENING = "opening"  # waits for the ACK of INIT or CONT
 RECEIVING = "receiving"  # waits for batches
-FINISHING = "finishing"  # waits for the reply to FIN
+FINISHING = "finishing"  # has all batches, and waits for the reply to FIN
 
 # What is known about the sequence at the server.
 ABSENT = "absent"
@@ -107,9 +74,6 @@ PRESENT = "present"
 # Refusals that may pass, and are retried.
 PASSING = frozenset([protocol.TOO_MANY_CONNECTIONS, protocol.TOO_MANY_CLIENTS, protocol.STORE_FAILED])
 REPLY_TYPES = frozenset([protocol.ACK, protocol.NUM, protocol.FAC, protocol.ERR])
-PLACES_MOST = 4  # addresses named in a message
-NUMBER_BYTES = 2.91  # average bytes of a number (0 to 100) and its separator
-SHOWN_MOST = 60  # bytes shown of input that is not a reply
 
 
 class Observer:
@@ -157,16 +121,15 @@ class Fetch:
         self.checksum = None  # the server's (text), once complete
         self.sum = None  # sum of the numbers (int), once complete
         self.drops = 0  # connections lost
+        self.phase = CONNECTING  # of the latest connection
         self._endpoints = endpoints(host, port)  # in the order in which they are tried
         self._known = {} if known is None else known
         self._done = done
         self._sequence = PRESENT if resume else ABSENT
         self._init_lost = False  # whether an earlier INIT may still be carried out
-        self._window_most = max(window, 1)
-        self._window_limit = self._window_most  # reduced where the link fell silent early
-        self._window = None  # congestion window, in requests; None before the first connection
+        self._window = Window(window, journal.total())
         self._timeout = timeout
-        self._patience = timeout  # seconds allowed for connecting
+        self._patience = timeout  # seconds allowed for connecting, and later without input
         self._retry = retry
         self._watch = watch
         self._observer = observer or Observer()
@@ -174,27 +137,15 @@ class Fetch:
         self._end_timer = None if max_time is None else loop.call_later(
             max_time, lambda: self._run_out(max_time))
         self._failures = 0  # consecutive connections without progress
-        self._failing_since = None  # time of the first of these attempts
+        self._failing_since = None  # time of the first of these attempts; None once a batch has arrived
         self._progress = False  # whether any batch has arrived
         self._made = self._acknowledged = 0  # connections
         self._link = None  # a Connector or a Stream; None between connections and at the end
         self._timer = None
         self._begun = 0.0  # time of the start of the attempt to connect
         self._heard = 0.0  # time of the last input, or of connecting if there was none
-        self._connected = 0.0  # time of connecting
-        self._silence = timeout  # seconds without input after which the connection is given up
-        self._round_trip = 0.0  # round trip of this connection's handshake, in seconds
-        self._shortest = float("inf")  # shortest handshake so far: a round trip without queueing
-        self._phase = OPENING
         self._opened_with = None  # INIT or CONT
-        self._finished = False  # whether FIN was sent
-        self._first_batch = 0  # first batch requested on this connection
-        self._flight = 0  # batches requested in the first flight
-        self._next_batch = 0  # first batch not yet requested on this connection
-        self._runs = collections.deque()  # requests in flight: (first batch, last batch + 1, time sent)
-        self._answered = 0.0  # age of the connection when the latest answered run was sent
-        self._lifetime = None  # `_answered` of lost connections: requests sent later got no answer
-        self._lead = None  # batches requested in the first segment on a slow link
+        self._fin_sent = False
         self._second = None  # timer that sends the rest of the first flight
         self._searched = 0  # bytes of the stream's input already searched for `;`
         self._connect()
@@ -211,12 +162,8 @@ class Fetch:
         self._begun = self.loop.now
         if self._failing_since is None:
             self._failing_since = self._begun
-        self._phase = OPENING
-        self._opened_with = None
-        self._finished = False
-        self._flight = 0
-        self._runs.clear()
-        self._answered = 0.0
+        self.phase = CONNECTING
+        self._fin_sent = False
         self._searched = 0
         self._timer = self.loop.call_later(self._patience, self._check_connecting)
         self._link = Connector(self.loop, self._endpoints, self, self._known)
@@ -241,27 +188,23 @@ class Fetch:
             self._lost(ConnectionLost(text, cause=TimeoutError()))
 
     def _check_silence(self):
-        if self._heard + self._silence > self.loop.now:
-            self._timer = self.loop.call_at(self._heard + self._silence, self._check_silence)
+        due = self._heard + self._patience
+        if due > self.loop.now:
+            self._timer = self.loop.call_at(due, self._check_silence)
         else:
-            self._lost(ConnectionLost("no answer for %g s" % self._silence, cause=TimeoutError()))
-
-    @property
-    def phase(self):
-        """The phase of the connection (text): OPENING, RECEIVING or FINISHING."""
-        return self._phase
+            self._lost(ConnectionLost("no answer for %g s" % self._patience, cause=TimeoutError()))
 
     def connected(self, stream):
         self._observer.connected()
         connector, self._link = self._link, stream
         self._made += 1
-        self._heard = self._connected = self.loop.now
-        self._round_trip = self.loop.now - connector.since
-        self._shortest = min(self._shortest, self._round_trip)
-        self._patience = self._silence = max(self._timeout, 2 * self._round_trip)
+        self._heard = self.loop.now
+        round_trip = self.loop.now - connector.since
+        self._window.connected(self.loop.now, round_trip, self.journal.batches())
+        self._patience = max(self._timeout, 2 * round_trip)
         self.loop.cancel(self._timer)
-        self._timer = self.loop.call_later(self._silence, self._check_silence)
-        (endpoint, _), = connector.tried
+        self._timer = self.loop.call_later(self._patience, self._check_silence)
+        (endpoint, _), = connector.tried  # only the one that answered is left
         self._endpoints.sort(key=lambda each: each != endpoint)  # tried first on the next connection
         self._open()
 
@@ -272,12 +215,9 @@ class Fetch:
 
     def _unconnected(self, reason):
         """The message of a ConnectionLost where no connection was made (text)."""
-        tried = self._link.tried
-        if not tried:
-            places = [format_endpoint(*endpoint) for endpoint in self._endpoints]
-        else:
-            places = ["%s (%s)" % (format_endpoint(*endpoint), address[0]) if address[0] != endpoint[0]
-                      else format_endpoint(*endpoint) for endpoint, address in tried]
+        tried = self._link.tried or [(endpoint, endpoint) for endpoint in self._endpoints]
+        places = [format_endpoint(*endpoint) + (" (%s)" % address[0] if address[0] != endpoint[0] else "")
+                  for endpoint, address in tried]
         shown = places[:PLACES_MOST] + ["..."] * (len(places) > PLACES_MOST)
         return "cannot connect to %s: %s" % (", ".join(shown), reason)
 
@@ -294,17 +234,27 @@ class Fetch:
         if not self._may_retry():
             self._end(self._diagnosis(error))
             return
-        if self._failing_since is not None:
+        if self._failing_since is not None and self.phase is not CONNECTING:
             self._change_server()
-        # Exponential backoff, measured from the start of one attempt to the start of the next, so there is
-        # hardly any pause after a timeout. Jitter keeps the clients of a restarted server apart.
-        pause = min(PAUSE_FIRST * 2 ** min(self._failures, 32), PAUSE_MOST)
-        pause = max(self._begun + pause - self.loop.now, PAUSE_FIRST) * jitter()
-        if self._failing_since is not None:
-            left = self._failing_since + self._retry * self._timeout - self.loop.now
-            pause = min(pause, left) if left > 0 else pause
+        self._timer = self.loop.call_later(self._pause(), self._connect)
         self._failures += 1
-        self._timer = self.loop.call_later(pause, self._connect)
+
+    def _learn(self):
+        """Adapts the next connection to what this one brought."""
+        if self.phase is CONNECTING:
+            self._known.clear()  # the addresses may have changed
+            return
+        self._window.lost(self.loop.now, self.journal.batches(), self.loop.now - self._heard)
+        if self._failing_since is not None and self.phase is not OPENING:
+            self._eager = True  # requests sent after the ACK may come too late for the session
+
+    def _change_server(self):
+        """After a connection that brought nothing: next server first, and this one's next address later."""
+        endpoint = self._endpoints.pop(0)
+        self._endpoints.append(endpoint)
+        if self.phase is OPENING:
+            found = self._known.get(endpoint, [])
+            self._known[endpoint] = found[1:] + found[:1]
 
     def _may_retry(self):
         """Whether a retry is left. Each stands for `timeout` seconds, the time of a silent connection.
@@ -313,37 +263,22 @@ class Fetch:
         """
         if self._failing_since is None or self._failures < min(self._retry, RETRIES_LEAST):
             return self._retry > 0
-        return self._begun < self._failing_since + self._retry * self._timeout - MOMENT
+        return self._begun < self._last_retry() - MOMENT
 
-    def _learn(self):
-        """Adapts the window, its limit and the next connection's first flight to what this one brought."""
-        if self._opened_with is None:
-            self._known.clear()  # the addresses may have changed
-            return
-        brought = self.journal.batches() - self._first_batch
-        silent = self.loop.now - self._heard
-        if silent > max(self._reply_most(), SILENT_SHARE * (self.loop.now - self._connected)):
-            # It fell silent early, so bursts of this size may not get through.
-            self._window_limit = max(self._window // 2, min(LIMIT_LEAST, self._window_most))
-        else:
-            self._window_limit = min(self._window_limit * SHRINK, self._window_most)
-        if brought < self._flight:
-            self._window = max(brought, self._flight // SHRINK, 1)
-        if brought:
-            self._lifetime = max(self._answered, self._lifetime / 2 if self._lifetime is not None else 0.0)
-        elif self._lead is not None:
-            self._lead //= SHRINK
-        if not brought and self._phase is not OPENING:
-            self._eager = True  # requests sent after the ACK may come too late for the session
+    def _last_retry(self):
+        """When the last retry starts, if none before brings a batch (seconds on the loop's clock)."""
+        return self._failing_since + self._retry * self._timeout
 
-    def _change_server(self):
-        """After a connection that brought nothing: next server first, and this one's next address later."""
-        endpoint = self._endpoints[0]
-        if self._opened_with is not None:
-            if self._phase is OPENING:
-                found = self._known.get(endpoint, [])
-                self._known[endpoint] = found[1:] + found[:1]
-            self._endpoints.append(self._endpoints.pop(0))
+    def _pause(self):
+        """Seconds until the next attempt: exponential backoff, but no later than the last retry.
+
+        It is measured from the start of one attempt to the start of the next, so there is hardly any pause
+        after a timeout. Jitter keeps the clients of a restarted server apart.
+        """
+        pause = min(PAUSE_FIRST * 2 ** min(self._failures, 32), PAUSE_MOST)
+        pause = max(self._begun + pause - self.loop.now, PAUSE_FIRST) * jitter()
+        left = self._last_retry() - self.loop.now if self._failing_since is not None else 0.0
+        return min(pause, left) if left > 0 else pause
 
     def _diagnosis(self, error):
         """The error to report; if no connection brought a batch, it says how far they came."""
@@ -371,10 +306,7 @@ class Fetch:
         self._end(error)
 
     def _end(self, error):
-        self.loop.cancel(self._end_timer)
-        self._unlink()
-        self.journal.flush()
-        self.journal.close()
+        self.cancel()
         self._done(self, error)
 
     # ---- replies
@@ -395,22 +327,22 @@ class Fetch:
             self._failures = 0
             self._failing_since = None
             self._progress = True
-            self._adapt()
+            self._window.answered(self.loop.now, self.journal.batches())
             self.journal.flush()
         if error is not None:
             self._fail(error)
         elif self._link is stream:
-            if self._phase is RECEIVING:
+            if self.phase is RECEIVING:
                 self._request()
             if stream.ended:
                 self.closed(stream, None)
 
     def _read_run(self, stream):
         """The fast path: takes all full batches at the beginning of the input at once."""
-        if self._phase is not RECEIVING or self._watch:
+        if self.phase is not RECEIVING or self._watch:
             return
         journal = self.journal
-        most = min(self._next_batch, journal.n // journal.batch) - journal.batches()
+        most = min(self._window.next_batch, journal.n // journal.batch) - journal.batches()
         run = split_numbers(stream.input, journal.batch, most) if most > 0 else None
         if run is not None:
             numbers, taken = run
@@ -423,10 +355,8 @@ class Fetch:
         """Takes the replies one by one. Raises ProtocolError, ProtocolBroken and Refused."""
         data = stream.input
         position = 0
-        if self._phase is OPENING and not any(kind.startswith(bytes(data[:3])) for kind in REPLY_TYPES):
-            line = bytes(data[:SHOWN_MOST]).partition(b"\n")[0].rstrip(b"\r")
-            text = "no numseq server: it says %s" % protocol.printable(line)
-            raise ProtocolBroken(text, self._sequence is PRESENT)
+        if self.phase is OPENING:
+            self._require_server(data)
         try:
             while self._link is stream:
                 end = protocol.find_end(data, position, protocol.LONGEST_REPLY, position + self._searched)
@@ -441,7 +371,7 @@ class Fetch:
                 kind, content = protocol.parse_reply(message)
                 if kind == protocol.ERR:
                     raise Refused(shortened(content))
-                expected, take = REPLIES[self._phase]
+                expected, take = REPLIES[self.phase]
                 if kind != expected:
                     raise protocol.ProtocolError("unexpected reply")
                 take(self, content)
@@ -449,22 +379,29 @@ class Fetch:
             if position:
                 stream.input = data[position:]
 
+    def _require_server(self, data):
+        """Raises ProtocolBroken if the first input of a connection (bytes) cannot be a reply."""
+        if not any(kind.startswith(bytes(data[:3])) for kind in REPLY_TYPES):
+            line = bytes(data[:SHOWN_MOST]).partition(b"\n")[0].rstrip(b"\r")
+            text = "no numseq server: it says %s" % protocol.printable(line)
+            raise ProtocolBroken(text, self._sequence is PRESENT)
+
     def _take_ack(self, content):
-        self._phase = RECEIVING
+        self.phase = RECEIVING
         self._acknowledged += 1
         if not self.journal.is_open():
             self.journal.begin()
         self._sequence = PRESENT
         if self._watch:
             self._watch("requesting", "")
-            for index in range(self._first_batch):
+            for index in range(self.journal.batches()):
                 self._watch("skipping", index)
         self._check_complete()
 
     def _take_numbers(self, numbers):
         journal = self.journal
         index = journal.batches()
-        if index == self._next_batch:
+        if index == self._window.next_batch:
             raise protocol.ProtocolError("unexpected reply")
         expected = min(journal.batch, journal.n - len(journal.numbers))
         if len(numbers) != expected:
@@ -474,15 +411,15 @@ class Fetch:
         self._check_complete()
 
     def _check_complete(self):
-        if self._finished and len(self.journal.numbers) == self.journal.n:
-            self._phase = FINISHING
+        if self.phase is RECEIVING and self._fin_sent and len(self.journal.numbers) == self.journal.n:
+            self.phase = FINISHING
 
     def _take_checksum(self, checksum):
         self.checksum = checksum
         self.sum = sum(self.journal.numbers)
         if self._watch:
             self._watch("closing", "")
-        link, self._link = self._link, None
+        link, self._link = self._link, None  # so that it is not aborted
         link.close(expect_more=False)
         error = None
         if sequence.checksum(bytes(self.journal.numbers)) != checksum:
@@ -493,11 +430,9 @@ class Fetch:
     # ---- requests
 
     def _open(self):
-        """Sends INIT or CONT and, unless `watch` is set, the first flight without waiting for the ACK."""
+        """Sends INIT or CONT and, where `_eager`, the first flight without waiting for the ACK."""
         journal = self.journal
-        self._first_batch = self._next_batch = journal.batches()
-        if self._window is None:
-            self._window = min(self._window_most, PROMPT_FLIGHT if self._is_prompt() else SLOW_FLIGHT)
+        self.phase = OPENING
         if self._sequence is ABSENT:
             self._sequence = UNKNOWN
             self._opened_with = protocol.INIT
@@ -508,72 +443,23 @@ class Fetch:
             opening = protocol.encode(protocol.CONT, journal.client_id)
         if not self._eager:
             self._send(opening)
-        elif self._is_prompt():
-            self._request(opening)
         else:
-            # A segment that arrives after the end of the session is wasted. So the first one is short, in
-            # case the handshake was slow because of a low bit rate.
-            if self._lead is None:
-                room = int(SYN_BYTES / self._round_trip * FIRST_SECONDS) - len(opening)
-                self._lead = room // len(b"RECV,12345;")
-            self._lead = max(self._lead, 1)
-            self._request(opening, self._lead if self._lead < SEGMENT_REQUESTS else WINDOW_MOST)
-            self.loop.cancel(self._second)
-            self._second = self.loop.call_later(0, self._request_rest)
+            lead = self._window.lead(len(opening))
+            self._request(opening, lead)
+            if lead is not None:
+                # At the end of the turn, so that it goes in a segment of its own.
+                self._second = self.loop.call_later(0, self._request)
 
-    def _reply_most(self):
-        """Seconds after which a reply has waited in a queue for too long, or is lost (float)."""
-        return 2 * self._round_trip + QUEUED_MOST
-
-    def _is_prompt(self):
-        return self._round_trip <= PROMPT
-
-    def _request_rest(self):
-        """Sends the rest of the first flight, as a second segment."""
-        if self._phase is not FINISHING and self._opened_with is not None and self._link is not None:
-            self._request()
-
-    def _request(self, opening=b"", most=WINDOW_MOST):
-        """Fills the window once half of it is free; FIN follows the request for the last batch."""
+    def _request(self, opening=b"", most=None):
+        """Sends `opening` and the requests for which the window has room; FIN follows the last one."""
         have, total = self.journal.batches(), self.journal.total()
-        messages = opening
-        window = min(self._window, most)
-        age = self.loop.now - self._connected
-        if self._lifetime is not None and age > self._lifetime * LATER + LATER_SECONDS:
-            window = max(window // SHRINK, 1)
-        if self._next_batch < total and (opening or (self._next_batch - have) * 2 <= window):
-            first, self._next_batch = self._next_batch, min(have + window, total)
-            messages += protocol.encode_receives(first, self._next_batch)
-            if have == self._first_batch:
-                self._flight = self._next_batch - have
-            self._runs.append((first, self._next_batch, self.loop.now))
-        if self._next_batch == total and not self._finished and (self._eager or have == total):
-            self._finished = True
+        messages = opening + protocol.encode_receives(*self._window.fill(self.loop.now, have, most))
+        if self._window.next_batch == total and not self._fin_sent and (self._eager or have == total):
+            self._fin_sent = True
             messages += protocol.FIN_MESSAGE
+            self._check_complete()
         if messages:
             self._send(messages)
-            if self._phase is RECEIVING:
-                self._check_complete()
-
-    def _adapt(self):
-        """Congestion control: grows the window while replies come soon, shrinks it when they queue for long.
-
-        Requests that are in a queue when the session ends are wasted, and delay the next connection.
-        """
-        have = self.journal.batches()
-        while self._runs and self._runs[0][1] <= have:
-            first, last, requested = self._runs.popleft()
-            self._answered = requested - self._connected
-            seconds = self.loop.now - requested
-            is_first = first == self._first_batch and self._lead is not None
-            if is_first and seconds <= self._shortest + FIRST_SECONDS:
-                self._lead = min(self._lead * 2, SEGMENT_REQUESTS)
-            if seconds > self._reply_most():
-                self._window = max(int(self._window * self._reply_most() / seconds), 1)
-            elif seconds <= 2 * self._round_trip + QUEUED_SOME:
-                growth = GROWTH if seconds <= UNQUEUED * self._round_trip + UNQUEUED_SECONDS else 1
-                most = min(PROMPT_FLIGHT, self._window_limit) if self._is_prompt() else self._window_limit
-                self._window = max(self._window, min(self._window + growth * (last - first), most))
 
     def _send(self, messages):
         if self._watch:
@@ -584,31 +470,34 @@ class Fetch:
 
     def _fail(self, error):
         """Handles a refusal or a broken protocol: ends the fetch, unless another connection can help."""
-        client_id = self.journal.client_id.decode("ascii")
-        opening = self._phase is OPENING
-        does_not_exist = opening and str(error) == protocol.DOES_NOT_EXIST.format(client_id)
-        if does_not_exist and self._opened_with is protocol.CONT:
-            if self._sequence is UNKNOWN:
-                self._sequence = ABSENT  # the unanswered INIT has not arrived, or not yet
-                self._init_lost = True
-                self._unlink()
-                self._connect()
-            else:
-                forgotten = Forgotten("the server has forgotten the sequence %s: begin with NEW" % client_id)
-                forgotten.advises = self._acknowledged > 0  # else the transcript's one ERR says enough
-                self._end(forgotten)
-        elif opening and str(error) in PASSING and self._may_retry():
-            if self._opened_with is protocol.INIT and str(error) != protocol.STORE_FAILED:
+        text, client_id = str(error), self.journal.client_id.decode("ascii")
+        opening, new = self.phase is OPENING, self._opened_with is protocol.INIT
+        if opening and not new and text == protocol.DOES_NOT_EXIST.format(client_id):
+            self._recreate(client_id)
+        elif opening and text in PASSING and self._may_retry():
+            if new and text != protocol.STORE_FAILED:
                 self._sequence = ABSENT  # a store that failed may have created it nevertheless
             self._lost(error)
-        elif (self._init_lost and self._opened_with is protocol.INIT and self._may_retry()
-                and str(error) == protocol.ALREADY_EXISTS.format(client_id)):
+        elif (new and self._init_lost and text == protocol.ALREADY_EXISTS.format(client_id)
+                and self._may_retry()):
             self._sequence = PRESENT  # by an earlier INIT, which the store carried out late
             self._lost(error)
         else:
             if self._watch and not isinstance(error, Refused):
-                self._watch("error", str(error))
+                self._watch("error", text)
             self._end(error)
+
+    def _recreate(self, client_id):
+        """After a CONT that got DOES_NOT_EXIST: sends INIT again if that is safe, or ends the fetch."""
+        if self._sequence is UNKNOWN:
+            self._sequence = ABSENT  # the unanswered INIT has not arrived, or not yet
+            self._init_lost = True
+            self._unlink()
+            self._connect()
+        else:
+            forgotten = Forgotten("the server has forgotten the sequence %s: begin with NEW" % client_id)
+            forgotten.advises = self._acknowledged > 0  # else the transcript's one ERR says enough
+            self._end(forgotten)
 
 
 # The reply expected in each phase, and the method that takes it. ERR is possible in all phases.
@@ -672,7 +561,7 @@ def fetch(n, port, host=HOST, batch_size=BATCH, client_id=None, state=None, wind
         journal.claim()
         return journal
 
-    return _fetch_now(new, host, port, False, window, timeout, retry, max_time)
+    return _fetch_now(new, host, port, window, timeout, retry, max_time)
 
 
 def resume(port, state=STATE, host=HOST, window=WINDOW, timeout=TIMEOUT, retry=0, max_time=None):
@@ -681,10 +570,10 @@ def resume(port, state=STATE, host=HOST, window=WINDOW, timeout=TIMEOUT, retry=0
     def old(complain):
         return load(os.fsdecode(state), complain, claim=True)
 
-    return _fetch_now(old, host, port, True, window, timeout, retry, max_time)
+    return _fetch_now(old, host, port, window, timeout, retry, max_time, resume=True)
 
 
-def _fetch_now(open_journal, host, port, resumed, window, timeout, retry, max_time):
+def _fetch_now(open_journal, host, port, window, timeout, retry, max_time, resume=False):
     for fits, what in (
         # Without these checks, getaddrinfo takes a port modulo 65,536, and an empty host as this machine.
         (1 <= port <= PORT_MOST, "Invalid port: 1 to %d" % PORT_MOST),
@@ -704,7 +593,8 @@ def _fetch_now(open_journal, host, port, resumed, window, timeout, retry, max_ti
     try:
         if complaints:
             raise UsageError(complaints[0])
-        transfer, error = _run(journal, host, port, resumed, window, timeout, retry, max_time)
+        transfer, error = _run(host, port, journal, resume=resume, window=window, timeout=timeout,
+                               retry=retry, max_time=max_time)
     finally:
         journal.close()
     if error is not None:
@@ -716,7 +606,7 @@ def _fetch_now(open_journal, host, port, resumed, window, timeout, retry, max_ti
     return result
 
 
-def _run(journal, *settings):
+def _run(host, port, journal, **options):
     """Runs a Fetch on a loop of its own; returns (the Fetch or None, the FetchError or None)."""
     ended = []
     loop = transfer = None
@@ -727,8 +617,7 @@ def _run(journal, *settings):
             ended.append(error)
             loop.stop()
 
-        host, port, resumed, window, timeout, retry, max_time = settings
-        transfer = Fetch(loop, host, port, journal, done, resumed, window, timeout, retry, max_time=max_time)
+        transfer = Fetch(loop, host, port, journal, done, **options)
         loop.run()
         return transfer, ended[0]
     except OSError as error:  # no more file descriptors, or one that the selector cannot watch

@@ -16,10 +16,10 @@ import time
 import pytest
 
 from helpers import ROOT, jump_until, pass_time
-from programs import HOST, Liar, hang, honest, instead, numbers_of
+from programs import HOST, Liar, cut, hang, honest, instead, numbers_of
 from proxy import DOWN, FIN, RST, UP, Plan, Proxy
 
-from numseq import check, figures, lines
+from numseq import check, figures, lines, protocol
 from numseq.check import Check
 from numseq.client import parse_arguments
 from numseq.errors import ConnectionLost, Refused
@@ -175,6 +175,20 @@ def test_resets_at_one_age_are_noticed(world):
     world.plan = lambda number: Plan(delay=0.05)
     end = world.run("--clients", 2, "--duration", 5, "-n", 100, "--window", 1)
     assert any(note.startswith("Connections are reset at an age of ") for note in end["notes"])
+
+
+def test_drop_without_a_connection_has_nothing_of_the_one_before(world):
+    """The INIT is lost, its CONT is denied, and the connection for the next INIT is refused."""
+
+    def deny(peer):
+        server.stop_listening()
+        client_id = peer.heard[0].partition(",")[2]
+        peer.stream.write(protocol.encode_error(protocol.DOES_NOT_EXIST.format(client_id)))
+
+    server = Liar(world.loop, instead(honest([], 5), INIT=cut), instead(honest([], 5), CONT=deny))
+    world.run("--clients", 1, "--duration", 1, "-n", 10, port=server.port)
+    found = [(line["phase"], line["cause"], line["bytes"]) for line in world.drops()[:2]]
+    assert found == [("opening", "reset", 0), ("connecting", "refused", 0)]
 
 
 def test_refused_connections_are_told_and_are_an_outage(world):

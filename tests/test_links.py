@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from helpers import ROOT
-from numseq import protocol, transfer
+from numseq import transfer
 from numseq.errors import ConnectionLost, Forgotten, Refused
 from numseq.journal import Journal
 from numseq.server import Server
@@ -309,8 +309,3 @@ def test_links_benchmark_prints_a_line_for_each_link():
                                   universal_newlines=True)
     rows = [line for line in out.splitlines() if line.startswith("| ")]
     assert len(rows) > 5 and all(line.count("|") == rows[0].count("|") for line in rows)
-
-
-def test_protocol_of_a_full_first_segment_fits_in_one():
-    requests = protocol.encode_receives(13000, 13000 + transfer.SEGMENT_REQUESTS)
-    assert len(requests) + protocol.LONGEST_REQUEST <= 1448
