@@ -15,14 +15,15 @@ import os
 import struct
 
 from . import resp
-from .redis_client import CLOSED, UP, Client, Command, parse_url
-from .store import CLIENTS_MOST, EXISTS, FAILED, FULL, MISSING, RETENTION, Record
+from .redis_client import CLOSED, DOWN, UP, Client, Command, parse_url
+from .store import ANSWER_SECONDS, CLIENTS_MOST, EXISTS, FAILED, FULL, MISSING, RETENTION, Record
 
 LEASE_LEAST = 0.2  # seconds; a shorter session or retention would be renewed every few milliseconds
 TOUCH_BATCH = 256  # keys renewed or checked per turn
 TOUCH_PAUSE = 0.01  # seconds between two batches
 CHECK_PAUSE = 1.0  # seconds until a check that found Redis away is repeated
 CHECK_MARGIN = 0.01  # seconds from a key's end to its check: the clocks differ by about 0.01 %
+CLAIM_SECONDS = 60.0  # how long a claim outlives the retention: servers reconnect within 8 s of each other
 FORMAT = 1  # of a value
 
 # A record that was released here: when to check it, its token, whether Redis has confirmed the release.
@@ -59,6 +60,11 @@ def key_of(client_id):
     return b"numseq:" + client_id
 
 
+def claim_key_of(token):
+    """The key by which one of several servers claims to announce the purge of the record with this token."""
+    return b"numseq:purged:" + binascii.hexlify(token)
+
+
 def encode_value(record, drawing, token):
     """A record as a value (bytes): format and drawing, n, batch, seed, token (16 hex digits)."""
     is_text = isinstance(record.seed, str)
@@ -74,14 +80,15 @@ def first_number(drawing):
 def decode_value(value, drawing):
     """(record, token) of a value (bytes). Raises ValueError for another format or drawing, and for damage."""
     first, _, rest = value.partition(b",")
-    if first.isdigit() and first != b"%d" % first_number(drawing):
+    is_ours = first == b"%d" % first_number(drawing)
+    if first.isdigit() and not is_ours:
         raise ValueError("is of another version of numseq")
     try:
         n, batch, rest = rest.split(b",", 2)
         seed, _, token = rest.rpartition(b",")
         record = Record(_SEEDS[seed[:1]](seed[1:]), _number(n, 0), _number(batch, 1))
         token = binascii.unhexlify(token)
-        if not first or len(token) != TOKEN_BYTES:
+        if not is_ours or len(token) != TOKEN_BYTES:
             raise ValueError
     except (KeyError, ValueError):
         raise ValueError("is no record of numseq") from None
@@ -130,7 +137,10 @@ class RedisStore:
         self._checking = 0  # checks in flight
         self._check_failed = False
         self._touch_timer = None
-        self._touches = session_timeout > self._retention
+        # Whether a session may last until another server's release has let its key expire, or almost so long:
+        # its own release may be late by ANSWER_SECONDS.
+        self._touches = session_timeout + ANSWER_SECONDS > self._retention
+        self._name = binascii.hexlify(os.urandom(TOKEN_BYTES))  # of this server, in its claims
         self._client = Client(loop, place, complain)
 
     def __len__(self):
@@ -141,12 +151,20 @@ class RedisStore:
         """Whether Redis is connected."""
         return self._client.state is UP
 
+    def is_away(self):
+        """Whether requests fail at once, because no host can be used."""
+        return self._client.state is DOWN
+
     def create(self, client_id, record, done):
         if client_id not in self._open and client_id not in self._kept and len(self) >= self._clients_most:
             done(None, FULL)
             return
         key = key_of(client_id)
-        token = os.urandom(TOKEN_BYTES)
+        try:
+            token = os.urandom(TOKEN_BYTES)
+        except OSError:  # no random bytes
+            done(None, FAILED)
+            return
         value = encode_value(record, self._drawing, binascii.hexlify(token))
 
         def answered(replies):
@@ -193,11 +211,10 @@ class RedisStore:
 
     def release(self, client_id, done):
         entry = self._open[client_id]
-        entry[2] -= 1
-        if entry[2]:
+        if entry[2] > 1:
+            entry[2] -= 1
             done()
             return
-        del self._open[client_id]
         key = key_of(client_id)
         value, token, _ = entry
 
@@ -211,7 +228,13 @@ class RedisStore:
             self._keep(client_id, token, replies is not None)
             done()
 
-        self._client.ask((expire(key, self._retention),), answered)
+        command = expire(key, self._retention)
+        del self._open[client_id]
+        try:
+            self._client.ask((command,), answered)
+        except MemoryError:  # nothing was asked, and the server releases it again
+            self._open[client_id] = entry
+            raise
 
     def close(self):
         self._client.close()
@@ -258,7 +281,7 @@ class RedisStore:
         self._kept[client_id] = _KEPT.pack(due, token, is_confirmed)
         if len(self._kept) > self._clients_most:  # created elsewhere, so `create` did not limit them
             del self._kept[next(iter(self._kept))]
-        if self._check_timer is None and not self._checking:
+        if self._check_timer is None and self._checking <= 0:
             self._check_timer = self._loop.call_at(due, self._check)
 
     def _check(self):
@@ -272,24 +295,63 @@ class RedisStore:
             due.append((client_id, packed))
         self._checking = len(due)
         for client_id, packed in due:
-            self._client.ask((get(key_of(client_id)),), functools.partial(self._checked, client_id, packed))
+            self._ask((get(key_of(client_id)),), functools.partial(self._checked, client_id, packed))
         if not due:
             self._checked_all()
 
     def _checked(self, client_id, packed, replies):
-        _, token, is_confirmed = _KEPT.unpack(packed)
+        due, token, is_confirmed = _KEPT.unpack(packed)
         if replies is None:
             self._check_failed = True
         elif self._kept.get(client_id) is packed:  # nobody has opened it here since
-            del self._kept[client_id]
             value = replies[0][1] if replies[0][0] == resp.BULK else None
             if value is None or not value.endswith(b"," + binascii.hexlify(token)):
-                self._forgotten(client_id)
-            elif not is_confirmed:  # the release was lost, so the key also lives for its lease
-                self._keep(client_id, token, True)
-            # Otherwise another server has opened it since, and checks it when the time comes.
+                if due - self._retention - CHECK_MARGIN <= self._client.lost_at:
+                    self._claim(client_id, packed, token)
+                    return
+                self._forget(client_id)
+            else:
+                del self._kept[client_id]
+                if not is_confirmed:  # the release was lost, so the key also lives for its lease
+                    self._keep(client_id, token, True)
+                # Otherwise another server has opened it since, and checks it when the time comes.
+        self._check_done()
+
+    def _claim(self, client_id, packed, token):
+        """Announces a purge, unless another server has done so.
+
+        Usually the record's last server alone finds it gone. But where Redis was away, or has lost records,
+        several may.
+        """
+        key = claim_key_of(token)
+
+        def answered(replies):
+            if replies is None:
+                self._check_failed = True
+            elif self._kept.get(client_id) is packed:
+                if replies[1][0] == resp.BULK and replies[1][1] not in (self._name, None):
+                    del self._kept[client_id]
+                else:  # claimed, or Redis has no memory for claims: rather twice than never
+                    self._forget(client_id)
+            self._check_done()
+
+        claim = set_new(key, self._name, self._retention + CLAIM_SECONDS)
+        self._ask((claim, get(key)), answered)
+
+    def _ask(self, commands, answered):
+        """Sends the commands of a check, which fails where there is no memory: no check may be left open."""
+        try:
+            self._client.ask(commands, answered)
+        except MemoryError:
+            answered(None)
+
+    def _forget(self, client_id):
+        del self._kept[client_id]
+        self._loop.guard(None, lambda: self._forgotten(client_id))
+
+    def _check_done(self):
         self._checking -= 1
-        if not self._checking:
+        if self._checking <= 0:
             self._checked_all()
 
     def _checked_all(self):

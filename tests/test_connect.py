@@ -261,7 +261,8 @@ def test_files_of_the_parent_are_closed_in_the_child(loop, connected_sockets, mo
     connector.abort()
 
 
-def test_files_with_high_numbers_are_closed_in_the_child_too(loop, connected_sockets, monkeypatch, no_children):
+def test_high_files_of_the_parent_are_closed_in_the_child(
+        loop, connected_sockets, monkeypatch, no_children):
     """A server may have many thousands."""
     there, here = connected_sockets()
     high = socket.fromfd(here.fileno(), here.family, here.type)
