@@ -17,6 +17,8 @@ Every store promises:
 - A record that no connection has open is kept for the retention, then forgotten and announced: the store
   calls forgotten(client_id). A record is never forgotten while a connection has it open.
 
+A store may also have len(), the number of its records, and is_away(): whether it cannot be used now.
+
 `Requests` enforces the first promise and counts the requests in flight. tests/test_store.py has the suite
 that every store passes.
 """

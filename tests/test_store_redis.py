@@ -14,6 +14,7 @@ from numseq import redis_client
 from numseq.loop import Loop
 from numseq.redis_client import (ATTEMPT_SECONDS, BACKOFF_MOST, IDLE_SECONDS, IN_FLIGHT_MOST, WAITING_MOST,
                                  Place, parse_url)
+from numseq.server import Server
 from numseq.store import ANSWER_SECONDS, EXISTS, FAILED, FULL, MISSING, RETENTION, Record
 from numseq.store_redis import RedisStore, decode_value, encode_value
 from numseq.stream import Stream
@@ -856,6 +857,18 @@ def test_a_name_whose_address_has_changed_is_looked_up_again(loop, clock, redis,
     assert ask(loop, store.create, B, RECORD).answer == (RECORD, None)
     assert len(other.open_connections()) == 1
     store.close()
+
+
+def test_a_server_without_its_redis_is_not_healthy_while_nobody_asks(loop, clock, redis, proven):
+    server = Server(loop, proven)
+    assert server.trouble() is None
+    redis.stop()
+    for _ in range(5):
+        pass_time(loop, clock, 60)
+        assert server.trouble() == "the store does not answer"
+    redis.listen()
+    pass_time(loop, clock, 2 * BACKOFF_MOST)
+    assert server.trouble() is None
 
 
 # ---- the real one
