@@ -177,7 +177,7 @@ class Client:
         self._look_up = None  # the LookUp in progress
         self._names = []  # [(endpoint, known)] still to be looked up in this round
         self._link = None  # a Stream; while connecting, a Connector
-        self.lost_at = float("-inf")  # when a connection in use was last lost (seconds)
+        self.up_since = loop.now  # when the state last became UP (seconds)
         self._is_proven = False  # whether this connection has carried a reply to a request
         self._connected_at = self._heard_at = loop.now
         self._in_flight = collections.deque()  # requests without their replies, in the order of sending
@@ -368,6 +368,7 @@ class Client:
         """Called with the replies to the greeting, or None if the connection was lost."""
         if replies is not None:
             self.state = UP
+            self.up_since = self._loop.now
             self._set_link_timer(IDLE_SECONDS, self._ask_for_life)
             self._send()
 
@@ -389,8 +390,6 @@ class Client:
         if link is not None:
             link.abort()
         was_up = self.state is UP
-        if was_up:
-            self.lost_at = self._loop.now
         lost = [request for request in self._in_flight if request.done != self._greeted]
         self._in_flight.clear()
         self._waiting.extendleft(reversed([request for request in lost if request.tries == 1]))

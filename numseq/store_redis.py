@@ -26,8 +26,11 @@ CHECK_MARGIN = 0.01  # seconds from a key's end to its check: the clocks differ 
 CLAIM_SECONDS = 60.0  # how long a claim outlives the retention: servers reconnect within 8 s of each other
 FORMAT = 1  # of a value
 
-# A record that was released here: when to check it, its token, whether Redis has confirmed the release.
-_KEPT = struct.Struct("<d8s?")
+# A record that was released here: when to check it, its token, what is known of the release.
+_KEPT = struct.Struct("<d8sB")
+CONFIRMED = 0  # by Redis
+UNCONFIRMED = 1  # that request failed, or one to open the record: the key may also live for its lease
+OVERDUE = 2  # the same, and the key was still there at the first check
 TOKEN_BYTES = 8
 NUMBERS = ((resp.INTEGER, 0), (resp.INTEGER, 1))  # the replies to PEXPIRE
 
@@ -188,6 +191,7 @@ class RedisStore:
 
         def answered(replies):
             if replies is None:
+                self._doubt(client_id)
                 done(None, FAILED)
                 return
             kind, value = replies[1]
@@ -225,7 +229,7 @@ class RedisStore:
                 healed(replies)
 
         def healed(replies):
-            self._keep(client_id, token, replies is not None)
+            self._keep(client_id, token, UNCONFIRMED if replies is None else CONFIRMED)
             done()
 
         command = expire(key, self._retention)
@@ -244,7 +248,9 @@ class RedisStore:
     # ---- records that are open here
 
     def _opened(self, client_id, value, token):
-        self._kept.pop(client_id, None)
+        packed = self._kept.pop(client_id, None)
+        if packed is not None and _KEPT.unpack(packed)[1] != token:  # created anew before it was checked
+            self._loop.guard(None, lambda: self._forgotten(client_id))
         entry = self._open.setdefault(client_id, [value, token, 0])
         entry[:] = value, token, entry[2] + 1
         if self._touches and self._touch_timer is None:
@@ -272,17 +278,24 @@ class RedisStore:
 
     # ---- records that were released here
 
-    def _keep(self, client_id, token, is_confirmed):
+    def _keep(self, client_id, token, release):
         """Schedules a check of a released record for the end of its retention."""
         if client_id in self._open or self._client.state is CLOSED:
             return
         self._kept.pop(client_id, None)
         due = self._loop.now + self._retention + CHECK_MARGIN
-        self._kept[client_id] = _KEPT.pack(due, token, is_confirmed)
+        self._kept[client_id] = _KEPT.pack(due, token, release)
         if len(self._kept) > self._clients_most:  # created elsewhere, so `create` did not limit them
             del self._kept[next(iter(self._kept))]
         if self._check_timer is None and self._checking <= 0:
             self._check_timer = self._loop.call_at(due, self._check)
+
+    def _doubt(self, client_id):
+        """Notes that a request to open a record failed: if Redis has carried it out, the key lives longer."""
+        packed = self._kept.get(client_id)
+        if packed is not None:
+            due, token, _ = _KEPT.unpack(packed)
+            self._kept[client_id] = _KEPT.pack(due, token, UNCONFIRMED)
 
     def _check(self):
         """Reads the keys of records that are due: one that is missing or was created anew is forgotten."""
@@ -300,20 +313,21 @@ class RedisStore:
             self._checked_all()
 
     def _checked(self, client_id, packed, replies):
-        due, token, is_confirmed = _KEPT.unpack(packed)
+        due, token, release = _KEPT.unpack(packed)
         if replies is None:
             self._check_failed = True
         elif self._kept.get(client_id) is packed:  # nobody has opened it here since
             value = replies[0][1] if replies[0][0] == resp.BULK else None
             if value is None or not value.endswith(b"," + binascii.hexlify(token)):
-                if due - self._retention - CHECK_MARGIN <= self._client.lost_at:
+                released = due - self._retention - CHECK_MARGIN
+                if release != CONFIRMED or released <= self._client.up_since:
                     self._claim(client_id, packed, token)
                     return
                 self._forget(client_id)
             else:
                 del self._kept[client_id]
-                if not is_confirmed:  # the release was lost, so the key also lives for its lease
-                    self._keep(client_id, token, True)
+                if release == UNCONFIRMED:
+                    self._keep(client_id, token, OVERDUE)
                 # Otherwise another server has opened it since, and checks it when the time comes.
         self._check_done()
 

@@ -643,6 +643,46 @@ def test_one_of_two_servers_announces_after_a_loss(loop, clock, redis, make_stor
     assert len(first) == len(second) == 0
 
 
+@pytest.mark.parametrize("announces", ["first", "second"])
+def test_two_servers_that_released_in_an_outage_announce_once(
+        loop, clock, redis, make_store, forgotten, announces):
+    stores = make_store(redis), make_store(redis)
+    ask(loop, stores[0].create, A, RECORD)
+    ask(loop, stores[1].open, A)
+    redis.stop()
+    pass_time(loop, clock, 0.2)
+    for store in stores if announces == "first" else reversed(stores):
+        ask(loop, store.release, A)
+        pass_time(loop, clock, 0.5)
+    redis.listen()
+    pass_time(loop, clock, 3 * RETENTION)
+    assert forgotten == [A]
+
+
+def test_a_record_whose_opening_failed_late_is_announced(loop, clock, redis, proven, forgotten):
+    """Redis has carried it out, so the key lives for its lease, although nobody has it open."""
+    ask(loop, proven.create, A, RECORD)
+    ask(loop, proven.release, A)
+    pass_time(loop, clock, RETENTION / 2)
+    redis.reply = lambda parts, answer: None
+    assert ask(loop, proven.open, A).answer == (None, FAILED)
+    redis.reply = None
+    pass_time(loop, clock, 3 * RETENTION)
+    assert forgotten == [A]
+
+
+def test_a_record_that_is_created_anew_before_its_check_is_announced(loop, clock, redis, proven, forgotten):
+    ask(loop, proven.create, A, RECORD)
+    ask(loop, proven.release, A)
+    pass_time(loop, clock, RETENTION - 1)
+    redis.keys.clear()
+    assert ask(loop, proven.create, A, OTHER).answer == (OTHER, None)
+    assert forgotten == [A]
+    ask(loop, proven.release, A)
+    pass_time(loop, clock, 2 * RETENTION)
+    assert forgotten == [A, A]
+
+
 def test_without_memory_for_claims_a_purge_is_announced(loop, clock, redis, proven, forgotten):
     ask(loop, proven.create, A, RECORD)
     ask(loop, proven.release, A)
