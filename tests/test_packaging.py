@@ -64,6 +64,10 @@ def test_the_service_expects_what_the_server_says():
     assert {"Type=notify", "WatchdogSec=10", "Requires=numseq.socket"} <= set(lines)
 
 
+def test_the_service_is_started_again_for_ever():
+    assert {"Restart=always", "RestartSec=1", "StartLimitIntervalSec=0"} <= set(lines_of("numseq.service"))
+
+
 def test_the_socket_is_one_that_the_server_takes():
     lines = lines_of("numseq.socket")
     assert "ListenStream=5000" in lines and "Accept=yes" not in lines
