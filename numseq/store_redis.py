@@ -22,8 +22,10 @@ LEASE_LEAST = 0.2  # seconds; a shorter session or retention would be renewed ev
 TOUCH_BATCH = 256  # keys renewed or checked per turn
 TOUCH_PAUSE = 0.01  # seconds between two batches
 CHECK_PAUSE = 1.0  # seconds until a check that found Redis away is repeated
-CHECK_MARGIN = 0.01  # seconds from a key's end to its check: the clocks differ by about 0.01 %
-CLAIM_SECONDS = 60.0  # how long a claim outlives the retention: servers reconnect within 8 s of each other
+CHECK_MARGIN = 0.01  # seconds from a key's end to its check ...
+CHECK_DRIFT = 0.001  # ... and this part of the retention: two clocks that are being corrected differ by 0.1 %
+CLAIM_SECONDS = 5.0  # how long a claim lives: servers that released a record together check it together
+LATE_CLAIM_SECONDS = 60.0  # ... beyond the retention, where requests failed: servers reconnect 8 s apart
 FORMAT = 1  # of a value
 
 # A record that was released here: when to check it, its token, what is known of the release.
@@ -132,6 +134,7 @@ class RedisStore:
         self._clients_most = clients_most
         self._drawing = drawing
         self._complain = complain
+        self._margin = CHECK_MARGIN + CHECK_DRIFT * self._retention
         self._lease = max(min(session_timeout, retention), LEASE_LEAST)
         self._hold = self._lease + self._retention
         self._open = {}  # from client id to [value, token, number of connections here that have it open]
@@ -250,7 +253,7 @@ class RedisStore:
     def _opened(self, client_id, value, token):
         packed = self._kept.pop(client_id, None)
         if packed is not None and _KEPT.unpack(packed)[1] != token:  # created anew before it was checked
-            self._loop.guard(None, lambda: self._forgotten(client_id))
+            self._claim(client_id, _KEPT.unpack(packed)[1], True, lambda has_answer: None)
         entry = self._open.setdefault(client_id, [value, token, 0])
         entry[:] = value, token, entry[2] + 1
         if self._touches and self._touch_timer is None:
@@ -283,7 +286,7 @@ class RedisStore:
         if client_id in self._open or self._client.state is CLOSED:
             return
         self._kept.pop(client_id, None)
-        due = self._loop.now + self._retention + CHECK_MARGIN
+        due = self._loop.now + self._retention + self._margin
         self._kept[client_id] = _KEPT.pack(due, token, release)
         if len(self._kept) > self._clients_most:  # created elsewhere, so `create` did not limit them
             del self._kept[next(iter(self._kept))]
@@ -319,49 +322,48 @@ class RedisStore:
         elif self._kept.get(client_id) is packed:  # nobody has opened it here since
             value = replies[0][1] if replies[0][0] == resp.BULK else None
             if value is None or not value.endswith(b"," + binascii.hexlify(token)):
-                released = due - self._retention - CHECK_MARGIN
-                if release != CONFIRMED or released <= self._client.up_since:
-                    self._claim(client_id, packed, token)
-                    return
-                self._forget(client_id)
-            else:
-                del self._kept[client_id]
-                if release == UNCONFIRMED:
-                    self._keep(client_id, token, OVERDUE)
-                # Otherwise another server has opened it since, and checks it when the time comes.
+                released = due - self._retention - self._margin
+                is_late = release != CONFIRMED or released <= self._client.up_since
+                self._claim(client_id, token, is_late, functools.partial(self._claimed, client_id, packed))
+                return
+            del self._kept[client_id]
+            if release == UNCONFIRMED:
+                self._keep(client_id, token, OVERDUE)
+            # Otherwise another server has opened it since, and checks it when the time comes.
         self._check_done()
 
-    def _claim(self, client_id, packed, token):
-        """Announces a purge, unless another server has done so.
+    def _claimed(self, client_id, packed, has_answer):
+        if not has_answer:
+            self._check_failed = True
+        elif self._kept.get(client_id) is packed:
+            del self._kept[client_id]
+        self._check_done()
 
-        Usually the record's last server alone finds it gone. But where Redis was away, or has lost records,
-        several may.
+    def _claim(self, client_id, token, is_late, done):
+        """Announces a purge, unless another server has done so; calls done(whether Redis has answered).
+
+        Several servers find a record gone if they released it at about the same time, or if Redis was away
+        (is_late) or has lost it.
         """
         key = claim_key_of(token)
 
         def answered(replies):
-            if replies is None:
-                self._check_failed = True
-            elif self._kept.get(client_id) is packed:
-                if replies[1][0] == resp.BULK and replies[1][1] not in (self._name, None):
-                    del self._kept[client_id]
-                else:  # claimed, or Redis has no memory for claims: rather twice than never
-                    self._forget(client_id)
-            self._check_done()
+            # OK, or our own claim. An error, as where Redis has no memory for claims,
+            # announces it, too: rather twice than never.
+            if replies is not None and (replies[0] != resp.NULL or replies[1:] == [(resp.BULK, self._name)]):
+                self._loop.guard(None, lambda: self._forgotten(client_id))
+            done(replies is not None)
 
-        claim = set_new(key, self._name, self._retention + CLAIM_SECONDS)
-        self._ask((claim, get(key)), answered)
+        claim = set_new(key, self._name, self._retention + LATE_CLAIM_SECONDS if is_late else CLAIM_SECONDS)
+        # The claim that is there may be our own, from an attempt whose reply was lost.
+        self._ask((claim, get(key)) if is_late else (claim,), answered, (claim, get(key)))
 
-    def _ask(self, commands, answered):
+    def _ask(self, commands, answered, again=None):
         """Sends the commands of a check, which fails where there is no memory: no check may be left open."""
         try:
-            self._client.ask(commands, answered)
+            self._client.ask(commands, answered, again)
         except MemoryError:
             answered(None)
-
-    def _forget(self, client_id):
-        del self._kept[client_id]
-        self._loop.guard(None, lambda: self._forgotten(client_id))
 
     def _check_done(self):
         self._checking -= 1

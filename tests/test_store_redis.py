@@ -624,6 +624,31 @@ def test_announcements_due_in_an_outage_come_after_it(loop, clock, redis, proven
     assert sorted(forgotten) == [id_of(number) for number in range(5)]
 
 
+@pytest.mark.parametrize("apart", [0, 0.005, 0.05, 0.5])
+def test_one_of_two_servers_announces_however_close_their_releases(
+        loop, clock, redis, make_store, forgotten, apart):
+    first, second = make_store(redis), make_store(redis)
+    ask(loop, first.create, A, RECORD)
+    ask(loop, second.open, A)
+    ask(loop, first.release, A)
+    if apart:
+        pass_time(loop, clock, apart)
+    ask(loop, second.release, A)
+    pass_time(loop, clock, 2 * RETENTION)
+    assert forgotten == [A]
+
+
+@pytest.mark.parametrize("rate", [0.9991, 1.0009])
+def test_a_purge_is_announced_although_the_clocks_differ(loop, clock, redis, make_store, forgotten, rate):
+    store = make_store(redis, retention=3600)
+    ask(loop, store.create, A, RECORD)
+    ask(loop, store.release, A)
+    value, expires = redis.keys[KEY]
+    redis.keys[KEY] = value, loop.now + (expires - loop.now) * rate
+    pass_time(loop, clock, 3610)
+    assert forgotten == [A]
+
+
 @pytest.mark.parametrize("loss", ["outage", "restart"])
 def test_one_of_two_servers_announces_after_a_loss(loop, clock, redis, make_store, forgotten, loss):
     first, second = make_store(redis), make_store(redis)
@@ -677,10 +702,22 @@ def test_a_record_that_is_created_anew_before_its_check_is_announced(loop, clock
     pass_time(loop, clock, RETENTION - 1)
     redis.keys.clear()
     assert ask(loop, proven.create, A, OTHER).answer == (OTHER, None)
+    pass_time(loop, clock, 0.1)
     assert forgotten == [A]
     ask(loop, proven.release, A)
     pass_time(loop, clock, 2 * RETENTION)
     assert forgotten == [A, A]
+
+
+def test_a_purge_whose_claim_was_made_but_not_answered_is_announced(loop, clock, redis, proven, forgotten):
+    ask(loop, proven.create, A, RECORD)
+    ask(loop, proven.release, A)
+    redis.reply = lambda parts, answer: None if b"purged" in b" ".join(parts) else answer
+    pass_time(loop, clock, RETENTION + 0.3)
+    assert forgotten == [] and any(b"purged" in key for key in redis.keys)
+    redis.reply = None
+    pass_time(loop, clock, 5)
+    assert forgotten == [A]
 
 
 def test_without_memory_for_claims_a_purge_is_announced(loop, clock, redis, proven, forgotten):
