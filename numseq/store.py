@@ -49,7 +49,7 @@ SHARED = frozenset(["redis", "redis+socket"])  # schemes of stores that servers 
 # The states of a request.
 WAITING = "waiting"
 ANSWERED = "answered"  # also the outcome of a request that was not refused
-TIMED_OUT = "timed out"
+GIVEN_UP = "given up"  # timed out, or the call failed; a record that comes nevertheless is released
 
 
 class Requests:
@@ -109,9 +109,9 @@ class _Request:
         """Calls the store; if it does not reply immediately, starts the timer."""
         try:
             ask()
-        except Exception:  # out of memory: the request was not made
+        except Exception:  # out of memory: the request was not made, or only in part
             if self._state is WAITING:
-                self._state = ANSWERED
+                self._state = GIVEN_UP
                 self._requests.in_flight -= 1
             raise
         if self._state is WAITING:
@@ -124,12 +124,12 @@ class _Request:
         if state is WAITING:
             requests._loop.cancel(self._timer)
             self._finish(record, refusal)
-        elif state is TIMED_OUT and record is not None:
+        elif state is GIVEN_UP and record is not None:
             requests.release(self._client_id)  # the session was told FAILED and has not opened the record
         requests._answered()
 
     def _time_is_up(self):
-        self._state = TIMED_OUT
+        self._state = GIVEN_UP
         self._finish(None, FAILED)
         self._requests._answered()
 
