@@ -197,11 +197,12 @@ class Client:
         if self.state in (DOWN, CLOSED) or len(self._waiting) >= WAITING_MOST:
             done(None)
             return
-        self._waiting.append(_Request(commands, again or commands, done, self._loop.now))
+        request = _Request(commands, again or commands, done, self._loop.now)
+        if self.state is not UP:
+            self._look_by(self._loop.now + WAIT_SECONDS)
+        self._waiting.append(request)  # last, so that nothing has changed if memory runs out
         if self.state is UP:
             self._send()
-        else:
-            self._look_by(self._loop.now + WAIT_SECONDS)
 
     def close(self):
         """Closes the connection after one last send, and ends all requests with None."""
@@ -235,9 +236,9 @@ class Client:
             request.replies = []
         request.tries += 1
         request.sent = self._loop.now
-        self._look_by(self._loop.now + ATTEMPT_SECONDS)
         self._in_flight.append(request)
         try:
+            self._look_by(self._loop.now + ATTEMPT_SECONDS)
             self._link.write(b"".join([command.data for command in request.commands]))
         except MemoryError:  # whether it was written is unknown, so whose the next reply is, too
             self._link.abort()
@@ -352,6 +353,10 @@ class Client:
 
     def _connect(self):
         """Connects to the current place."""
+        if self._in_flight:  # memory ran out in `_lose`
+            left = list(self._in_flight)
+            self._in_flight.clear()
+            self._fail(left)
         self._is_proven = False
         self._set_link_timer(ATTEMPT_SECONDS, lambda: self._lose("does not answer"))
         name, known = self._places[self._current]
@@ -374,6 +379,9 @@ class Client:
 
     def _ask_for_life(self):
         """Sends a PING after IDLE_SECONDS of silence, to notice a peer that has vanished."""
+        if self._link is None:  # memory ran out in `_lose`
+            self._connect()
+            return
         rest = self._heard_at + IDLE_SECONDS - self._loop.now
         self._set_link_timer(rest if rest > 0 else IDLE_SECONDS, self._ask_for_life)
         if rest <= 0 and not self._in_flight:
@@ -387,9 +395,12 @@ class Client:
         `failures` is the least number of failures to count.
         """
         link, self._link = self._link, None
+        was_up = self.state is UP
+        if was_up:
+            self.state = GAP
+        self._set_link_timer(self._backoff, self._connect)  # replaced below, unless memory runs out
         if link is not None:
             link.abort()
-        was_up = self.state is UP
         lost = [request for request in self._in_flight if request.done != self._greeted]
         self._in_flight.clear()
         self._waiting.extendleft(reversed([request for request in lost if request.tries == 1]))
@@ -402,7 +413,6 @@ class Client:
         name = self._places[self._current][0]
         self._current = (self._current + moves_on) % len(self._places)
         if self._failed < len(self._places):
-            self.state = GAP if was_up else self.state
             self._connect()
             self._fail(failed)
             return
@@ -436,8 +446,8 @@ class Client:
             self._look_up = LookUp(self._loop, endpoint, looked_up, may_block=False)
 
     def _set_link_timer(self, delay, callback):
-        self._loop.cancel(self._link_timer)
-        self._link_timer = self._loop.call_later(delay, callback)
+        timer, self._link_timer = self._link_timer, self._loop.call_later(delay, callback)
+        self._loop.cancel(timer)
 
 
 def greeting(place):

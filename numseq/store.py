@@ -122,13 +122,15 @@ class _Request:
         requests, state = self._requests, self._state
         self._state = ANSWERED
         if state is WAITING:
-            requests._loop.cancel(self._timer)
             self._finish(record, refusal)
+            requests._loop.cancel(self._timer)
         elif state is GIVEN_UP and record is not None:
             requests.release(self._client_id)  # the session was told FAILED and has not opened the record
         requests._answered()
 
     def _time_is_up(self):
+        if self._state is not WAITING:  # there was no memory to cancel the timer
+            return
         self._state = GIVEN_UP
         self._finish(None, FAILED)
         self._requests._answered()
@@ -136,9 +138,9 @@ class _Request:
     def _finish(self, record, refusal):
         requests = self._requests
         requests.in_flight -= 1
-        requests._observed(refusal or ANSWERED, requests._loop.clock() - self._began)
         done, self._done = self._done, None
-        done(record, refusal)
+        done(record, refusal)  # first: if memory runs out below, the record is in good hands
+        requests._observed(refusal or ANSWERED, requests._loop.clock() - self._began)
 
 
 def scheme_of(url):

@@ -254,10 +254,11 @@ class RedisStore:
         packed = self._kept.pop(client_id, None)
         if packed is not None and _KEPT.unpack(packed)[1] != token:  # created anew before it was checked
             self._claim(client_id, _KEPT.unpack(packed)[1], True, lambda has_answer: None)
-        entry = self._open.setdefault(client_id, [value, token, 0])
-        entry[:] = value, token, entry[2] + 1
         if self._touches and self._touch_timer is None:
             self._touch_timer = self._loop.call_later(self._lease / 2, self._touch)
+        # In one step: if memory runs out, nothing has changed.
+        count = self._open[client_id][2] if client_id in self._open else 0
+        self._open[client_id] = [value, token, count + 1]
 
     def _touch(self, rest=None):
         """Renews the leases of all open records in batches, if a session may outlast the retention."""
@@ -290,7 +291,7 @@ class RedisStore:
         self._kept[client_id] = _KEPT.pack(due, token, release)
         if len(self._kept) > self._clients_most:  # created elsewhere, so `create` did not limit them
             del self._kept[next(iter(self._kept))]
-        if self._check_timer is None and self._checking <= 0:
+        if self._check_timer is None:
             self._check_timer = self._loop.call_at(due, self._check)
 
     def _doubt(self, client_id):
@@ -302,7 +303,8 @@ class RedisStore:
 
     def _check(self):
         """Reads the keys of records that are due: one that is missing or was created anew is forgotten."""
-        self._check_timer = None
+        # Replaced once all replies have come. If there is no memory to handle one, this goes on.
+        self._check_timer = self._loop.call_later(CHECK_PAUSE, self._check)
         self._check_failed = False
         due = []
         for client_id, packed in self._kept.items():
@@ -311,7 +313,7 @@ class RedisStore:
             due.append((client_id, packed))
         self._checking = len(due)
         for client_id, packed in due:
-            self._ask((get(key_of(client_id)),), functools.partial(self._checked, client_id, packed))
+            self._client.ask((get(key_of(client_id)),), functools.partial(self._checked, client_id, packed))
         if not due:
             self._checked_all()
 
@@ -356,14 +358,7 @@ class RedisStore:
 
         claim = set_new(key, self._name, self._retention + LATE_CLAIM_SECONDS if is_late else CLAIM_SECONDS)
         # The claim that is there may be our own, from an attempt whose reply was lost.
-        self._ask((claim, get(key)) if is_late else (claim,), answered, (claim, get(key)))
-
-    def _ask(self, commands, answered, again=None):
-        """Sends the commands of a check, which fails where there is no memory: no check may be left open."""
-        try:
-            self._client.ask(commands, answered, again)
-        except MemoryError:
-            answered(None)
+        self._client.ask((claim, get(key)) if is_late else (claim,), answered, (claim, get(key)))
 
     def _check_done(self):
         self._checking -= 1
@@ -372,10 +367,13 @@ class RedisStore:
 
     def _checked_all(self):
         """Sets the timer for the next record that is due."""
-        if self._check_timer is None and self._kept and self._client.state is not CLOSED:
+        timer, following = self._check_timer, None
+        if self._kept and self._client.state is not CLOSED:
             first = _KEPT.unpack(next(iter(self._kept.values())))[0]
             pause = CHECK_PAUSE if self._check_failed else TOUCH_PAUSE
-            self._check_timer = self._loop.call_at(max(first, self._loop.now + pause), self._check)
+            following = self._loop.call_at(max(first, self._loop.now + pause), self._check)
+        self._check_timer = following
+        self._loop.cancel(timer)
 
 
 def from_url(url, *arguments):

@@ -418,6 +418,23 @@ def test_a_request_without_memory_costs_the_connection_and_no_reply(loop, redis,
     assert [each.answer for each in asked] == [(RECORD, None), (OTHER, None)]
 
 
+@pytest.mark.parametrize("name", ["Connector", "_Request", "Stream.abort"])
+def test_without_memory_after_a_loss_the_connection_is_made_again(
+        loop, clock, redis, proven, monkeypatch, name):
+    with monkeypatch.context() as patch:
+        patch.setattr("numseq.redis_client." + name, boom_of(MemoryError()))
+        connection, = redis.open_connections()
+        connection.stream.write(b"+OK\r\n")  # a reply to nothing
+        turn_until(loop, lambda: loop.errors)
+        with pytest.raises(MemoryError):
+            raise loop.errors[0]
+        for _ in range(5):
+            loop.turn()
+    del loop.errors[:]
+    pass_time(loop, clock, 2 * BACKOFF_MOST)
+    assert ask(loop, proven.create, A, RECORD).answer == (RECORD, None)
+
+
 def test_a_system_without_random_bytes_fails_the_request_alone(loop, clock, redis, proven, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "urandom", boom_of(OSError(errno.EMFILE, "Too many open files")))
@@ -774,6 +791,8 @@ def test_checks_without_memory_are_repeated(loop, clock, redis, proven, monkeypa
     monkeypatch.setattr(proven._client, "ask", ask_or_fail)
     pass_time(loop, clock, RETENTION + 5)
     assert (failures, forgotten) == ({}, [A])
+    assert set(map(type, loop.errors)) == {MemoryError}
+    del loop.errors[:]
 
 
 @pytest.mark.parametrize("session", [4.6, 5])
