@@ -17,7 +17,7 @@ from .stream import Stream
 ATTEMPT_DELAY = 0.25  # seconds from one attempt to the next while none has succeeded (RFC 8305)
 ADDRESSES_MOST = 16  # addresses tried per name: all have been started after four seconds
 LOOK_UP_SECONDS = 30.0  # limit of a look-up: the C library asks three servers twice, 5 s each
-CHILD_FILES = 1024  # the child of a look-up closes the files below this number
+CHILD_FILES = 1024  # the child of a look-up closes the files up to so many above the last watched one
 ANSWER_SIZE = 4096  # bytes per read of a look-up's answer; 16 addresses are 1 KiB
 
 
@@ -35,12 +35,12 @@ class Connector:
     endpoints   [(host, port)], the preferred one first
     known       addresses of earlier look-ups, from (host, port) to [(family, address)]. They replace a
                 look-up, and new ones are added. The address that answers is moved to the front
-
-    If an address does not answer within ATTEMPT_DELAY, the next one is tried in parallel (RFC 8305).
+    delay       if an address does not answer within so many seconds, the next is tried in parallel (RFC 8305)
     """
 
-    def __init__(self, loop, endpoints, handler, known=None):
+    def __init__(self, loop, endpoints, handler, known=None, delay=ATTEMPT_DELAY):
         self.loop = loop
+        self._delay = delay
         self.known = {} if known is None else known
         self.since = None  # when the first attempt began (seconds), or None
         self.tried = []  # [((host, port), address)] of all attempts
@@ -81,7 +81,7 @@ class Connector:
             self._handler.closed(None, self._error)
             return
         if self._addresses or self._endpoints:
-            self._timer = self.loop.call_later(ATTEMPT_DELAY, self._next)
+            self._timer = self.loop.call_later(self._delay, self._next)
 
     def _found(self, endpoint, found):
         self.known[endpoint] = found
@@ -192,10 +192,10 @@ class LookUp:
 
     done(look_up, [(family, address)], error) is called once, unless the look-up is aborted; error is an
     OSError or None. Without os.fork, or with other threads, whose locks a fork could leave taken, the loop
-    does block.
+    does block, or if may_block is false, the look-up fails.
     """
 
-    def __init__(self, loop, endpoint, done):
+    def __init__(self, loop, endpoint, done, may_block=True):
         self.loop = loop
         self.endpoint = endpoint
         self.interest = 0
@@ -205,7 +205,7 @@ class LookUp:
         self._timer = loop.call_later(LOOK_UP_SECONDS, self._time_is_up)
         if not self._fork():
             loop.cancel(self._timer)
-            self._timer = loop.call_later(0, self._block)
+            self._timer = loop.call_later(0, self._block if may_block else self._give_up)
 
     def fileno(self):
         return self._reader
@@ -213,6 +213,7 @@ class LookUp:
     def _fork(self):
         if not may_fork():
             return False
+        last = max(self.loop.poller.watched, default=0) + CHILD_FILES
         try:
             self._reader, writer = os.pipe()
             try:
@@ -225,11 +226,15 @@ class LookUp:
             return False
         if not self._child:
             try:
-                look_up_alone(writer, *self.endpoint)
+                look_up_alone(writer, last, *self.endpoint)
             finally:
                 os._exit(0)  # without flushing copies of the parent's buffers
         os.close(writer)
-        self.loop.watch(self, READ)
+        try:
+            self.loop.watch(self, READ)
+        except OSError:
+            self.abort()
+            return False
         return True
 
     def on_events(self, mask):
@@ -251,6 +256,9 @@ class LookUp:
         if not (found or error):
             error = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         self._end(found, error)
+
+    def _give_up(self):
+        self._end(None, OSError(errno.EAGAIN, "no process for the look-up"))
 
     def _time_is_up(self):
         self._end(None, OSError(errno.ETIMEDOUT, "the look-up took longer than %g s" % LOOK_UP_SECONDS))
@@ -281,15 +289,18 @@ def may_fork():
     return hasattr(os, "fork") and (threading is None or threading.active_count() == 1)
 
 
-def look_up_alone(writer, host, port):
-    """The child's part of a LookUp: writes the answer to the file numbered `writer`."""
+def look_up_alone(writer, last, host, port):
+    """The child's part of a LookUp: writes the answer to the file numbered `writer`.
+
+    Other files up to the number `last` are closed.
+    """
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     # A connection that stays open here would not end for its peer when the parent closes it.
     os.closerange(3, writer)
-    os.closerange(writer + 1, max(writer + 1, CHILD_FILES))
+    os.closerange(writer + 1, max(writer, last) + 1)
     try:
         found = addresses.resolve(host, port)
         lines = ["%d %s" % (family, " ".join(map(str, address))) for family, address in found]

@@ -9,7 +9,7 @@ import time
 
 from . import process
 from .loop import TIME_BUCKETS
-from .stream import Stream, listen
+from .stream import Stream, close_file, listen
 
 CONNECTIONS_MOST = 8  # open at once: a collector or two and some browsers; further ones are closed
 REQUEST_MOST = 4096  # bytes of a request; browsers send under 1,000, collectors under 300
@@ -202,6 +202,7 @@ def process_families(started):
 REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed",
            431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 HEAD_END = (b"\r\n\r\n", b"\n\n")
+ABSOLUTE = b"http://"  # the beginning of a target with a host, as for a proxy (RFC 9112, 3.2.2)
 
 
 def response(status, body, content_type="text/plain; charset=utf-8", head_only=False):
@@ -213,11 +214,15 @@ def response(status, body, content_type="text/plain; charset=utf-8", head_only=F
 
 def parse(data):
     """(method, path), both bytes, of a request (bytes); None if its head is incomplete. Raises ValueError."""
+    if data.startswith(b"\r\n"):  # some clients send an empty line first (RFC 9112, 2.2)
+        data = data[2:]
     if not any(end in data for end in HEAD_END):
         return None
     method, target, version = data.splitlines()[0].split(b" ")
     if not version.startswith(b"HTTP/1."):
         raise ValueError("not HTTP/1")
+    if target[:len(ABSOLUTE)].lower() == ABSOLUTE:
+        target = b"/" + target[len(ABSOLUTE):].partition(b"/")[2]
     return method, target.partition(b"?")[0]
 
 
@@ -261,12 +266,14 @@ class Exporter:
 
     def _accepted(self, connection):
         if len(self.scrapes) >= CONNECTIONS_MOST:
-            connection.close()
+            close_file(connection)
             return
         try:
-            self.scrapes.add(Scrape(self, connection))
+            scrape = Scrape(self, connection)
         except OSError:  # the selector cannot watch it
-            connection.close()
+            close_file(connection)
+            return
+        self.scrapes.add(scrape)
 
 
 class Scrape:
@@ -276,8 +283,12 @@ class Scrape:
 
     def __init__(self, exporter, connection):
         self.exporter = exporter
-        self.stream = Stream(exporter.loop, connection, self)
-        self._timer = exporter.loop.call_later(REQUEST_SECONDS, self.stream.abort)
+        self._timer = exporter.loop.call_later(REQUEST_SECONDS, lambda: self.stream.abort())
+        try:
+            self.stream = Stream(exporter.loop, connection, self)
+        except BaseException:
+            exporter.loop.cancel(self._timer)
+            raise
 
     def received(self, stream):
         try:

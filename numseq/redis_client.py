@@ -10,8 +10,8 @@ import os
 import socket
 
 from . import resp
-from .addresses import PORT_MOST, format_endpoint, resolve
-from .connect import Connector
+from .addresses import PORT_MOST, alternated, format_endpoint, numeric, resolve
+from .connect import Connector, LookUp
 from .store import ANSWER_SECONDS
 from .stream import CLOSED as STREAM_CLOSED
 from .stream import Stream
@@ -24,9 +24,11 @@ WAITING_MOST = 16384  # requests waiting to be sent: one per connection that a s
 IDLE_SECONDS = 10.0  # seconds of silence until a PING checks the connection
 BACKOFF_LEAST = 0.05  # seconds between two rounds of all hosts; doubled with each
 BACKOFF_MOST = 5.0
+ADDRESS_SECONDS = 0.05  # from one address of a host to its next: within ATTEMPT_SECONDS, four are tried
 SETTLED_SECONDS = 1.0  # losing a connection that lasted this long is not a failure of its host
 HOSTS_MOST = 16  # in a URL
 DB_MOST = 999999  # the highest number of a database
+REASON_MOST = 200  # characters of Redis's error messages that are shown
 
 # A command: its bytes, and a function that tells whether a reply can be the reply to it.
 Command = collections.namedtuple("Command", ["data", "fits"])
@@ -91,16 +93,21 @@ def _host_and_port(text):
         host, colon, port = text.partition(":")
         fine = True
         port = port if colon else str(PORT)
-    fine = fine and host and host.isprintable() and port.isdigit() and len(port) <= len(str(PORT_MOST))
+    fine = fine and host and host.isprintable() and is_number(port, len(str(PORT_MOST)))
     if not fine or not 0 < int(port) <= PORT_MOST:
         raise ValueError("%a is not HOST, HOST:PORT, [ADDRESS] or [ADDRESS]:PORT" % text)
     return host, int(port)
 
 
 def _db(text):
-    if not (text.isdigit() and len(text) <= len(str(DB_MOST))):
+    if not is_number(text, len(str(DB_MOST))):
         raise ValueError("%a is not the number of a database" % text)
     return int(text)
+
+
+def is_number(text, digits_most):
+    """Whether text is a number in ASCII; isdigit() alone takes superscripts, which int() refuses."""
+    return len(text) <= digits_most and text.encode("ascii", "replace").isdigit()
 
 
 # ---- the connection
@@ -113,6 +120,7 @@ REACTIONS = {
     b"MASTERDOWN": NEXT, b"CLUSTERDOWN": NEXT, b"TRYAGAIN": NEXT,
     b"NOAUTH": DENIED, b"WRONGPASS": DENIED, b"NOPERM": DENIED, b"MOVED": DENIED, b"ASK": DENIED,
 }
+TOO_MANY_CLIENTS = b"ERR max number of clients"  # as NEXT; its code is that of most errors
 ANSWERS = frozenset([b"OOM", b"WRONGTYPE"])
 HINTS = {
     b"NOAUTH": "the URL needs a password", b"MOVED": "a cluster needs a proxy before it",
@@ -125,7 +133,9 @@ UP = "up"
 DOWN = "down"  # all hosts have failed and are tried with back-off: requests fail at once
 CLOSED = "closed"
 
-AWAY = b"away"  # the kind of an outage other than those in DENIED
+# The kinds of an outage other than those of the codes in DENIED.
+AWAY = b"away"
+OTHER_ERROR = b"other"
 
 
 class _Request:
@@ -149,6 +159,8 @@ class Client:
     Every request ends within ANSWER_SECONDS. If a reply is late, the connection is aborted, because the next
     request would get that reply; the request is then sent once more on a new connection.
 
+    Names are looked up at the start, and again while no host can be used: their addresses may have changed.
+
     complain(text) is called with one line per outage. Raises OSError if a host's name cannot be looked up.
     """
 
@@ -162,16 +174,19 @@ class Client:
         self._failed = 0  # number of places that have failed in a row
         self._backoff = BACKOFF_LEAST
         self._told = set()  # kinds of complaints in this outage
+        self._look_up = None  # the LookUp in progress
+        self._names = []  # [(endpoint, known)] still to be looked up in this round
         self._link = None  # a Stream; while connecting, a Connector
+        self.up_since = loop.now  # when the state last became UP (seconds)
         self._is_proven = False  # whether this connection has carried a reply to a request
-        self._connected_at = loop.now
-        self._heard_at = loop.now
+        self._connected_at = self._heard_at = loop.now
         self._in_flight = collections.deque()  # requests without their replies, in the order of sending
         self._waiting = collections.deque()  # requests not sent yet
         self._look_timer = None  # for the first deadline of all requests
         self._look_at = None  # when that is (seconds)
-        self._link_timer = None  # limits an attempt to connect, a pause between attempts, or a silence
-        self._connect()
+        # Limits an attempt to connect, a pause between attempts, or a silence. The loop starts the first
+        # attempt: until then its clock stands still, however long the look-ups above took.
+        self._link_timer = loop.call_later(0, self._connect)
 
     def ask(self, commands, done, again=None):
         """Sends commands (a tuple); calls done(replies) with the list of their replies, or None if it fails.
@@ -182,16 +197,19 @@ class Client:
         if self.state in (DOWN, CLOSED) or len(self._waiting) >= WAITING_MOST:
             done(None)
             return
-        self._waiting.append(_Request(commands, again or commands, done, self._loop.now))
+        request = _Request(commands, again or commands, done, self._loop.now)
+        if self.state is not UP:
+            self._look_by(self._loop.now + WAIT_SECONDS)
+        self._waiting.append(request)  # last, so that nothing has changed if memory runs out
         if self.state is UP:
             self._send()
-        else:
-            self._look_by(self._loop.now + WAIT_SECONDS)
 
     def close(self):
         """Closes the connection after one last send, and ends all requests with None."""
         self.state = CLOSED
         link, self._link = self._link, None
+        if self._look_up is not None:
+            self._look_up.abort()
         if isinstance(link, Stream):
             link.close(expect_more=False)
             if link.state is not STREAM_CLOSED:
@@ -219,8 +237,11 @@ class Client:
         request.tries += 1
         request.sent = self._loop.now
         self._in_flight.append(request)
-        self._link.write(b"".join([command.data for command in request.commands]))
-        self._look_by(self._loop.now + ATTEMPT_SECONDS)
+        try:
+            self._look_by(self._loop.now + ATTEMPT_SECONDS)
+            self._link.write(b"".join([command.data for command in request.commands]))
+        except MemoryError:  # whether it was written is unknown, so whose the next reply is, too
+            self._link.abort()
 
     def _look_by(self, when):
         """Has `_look` called no later than `when` (seconds)."""
@@ -249,18 +270,22 @@ class Client:
             self._loop.guard(None, lambda: request.done(None))
 
     def _take(self, reply):
-        """Adds a reply to the first request in flight. Raises RespError if it cannot be its reply."""
+        """Adds a reply to the first request in flight; returns whether it was its last one.
+
+        Raises RespError if it cannot be its reply.
+        """
         request = self._in_flight[0]
         command = request.commands[len(request.replies)]
-        if reply[0] != resp.ERROR and not command.fits(reply):
+        if reply[0] == resp.ERROR:
+            # At once: Redis may close after one error, although the greeting has several commands.
+            if self.state is not UP or resp.error_code(reply[1]) not in ANSWERS:
+                self._refused(request, reply[1])
+                return True
+        elif not command.fits(reply):
             raise resp.RespError("%a is no answer to a command" % (reply,))
         request.replies.append(reply)
         if len(request.replies) < len(request.commands):
-            return
-        error = next((value for kind, value in request.replies if kind == resp.ERROR), None)
-        if error is not None and (resp.error_code(error) not in ANSWERS or self.state is not UP):
-            self._refused(request, error)
-            return
+            return False
         self._in_flight.popleft()
         if self.state is UP:
             self._is_proven = True
@@ -268,20 +293,21 @@ class Client:
             self._backoff = BACKOFF_LEAST
             self._told.clear()
         request.done(request.replies)
+        return True
 
     def _refused(self, request, error):
         """Handles an error that concerns the connection, not only this request."""
         code = resp.error_code(error)
-        reason = "says %a" % error.decode("ascii", "replace")
+        reason = "says %a" % error[:REASON_MOST].decode("ascii", "replace")
         if code in HINTS:
             reason += " (%s)" % HINTS[code]
-        if REACTIONS.get(code) is NEXT:
+        if REACTIONS.get(code) is NEXT or error.startswith(TOO_MANY_CLIENTS):
             self._lose(reason, moves_on=True, failures=1)
             return
         if self.state is not UP or code in REACTIONS:  # any other error of the greeting is a wrong database
             self._backoff = BACKOFF_MOST
         self._in_flight.popleft()
-        self._lose(reason, failures=HOSTS_MOST, kind=code)
+        self._lose(reason, failures=HOSTS_MOST, kind=code if code in REACTIONS else OTHER_ERROR)
         request.done(None)
 
     # ---- the connection
@@ -298,16 +324,18 @@ class Client:
         """Called by the Stream."""
         data, position = stream.input, 0
         self._heard_at = self._loop.now
+        # A request that is made meanwhile, by a callback, has not been sent: nothing here is its reply.
+        expected = len(self._in_flight)
         try:
-            while self._in_flight:
+            while expected:
                 found = resp.parse(data, position)
                 if found is None:
                     break
                 reply, position = found
-                self._take(reply)
+                expected -= self._take(reply)
                 if self._link is not stream:
                     return
-            if position < len(data) and not self._in_flight:
+            if position < len(data) and not expected:
                 raise resp.RespError("unexpected reply")
         except resp.RespError as error:
             self._lose("breaks the protocol: %s" % error)
@@ -325,11 +353,15 @@ class Client:
 
     def _connect(self):
         """Connects to the current place."""
+        if self._in_flight:  # memory ran out in `_lose`
+            left = list(self._in_flight)
+            self._in_flight.clear()
+            self._fail(left)
         self._is_proven = False
         self._set_link_timer(ATTEMPT_SECONDS, lambda: self._lose("does not answer"))
         name, known = self._places[self._current]
         if known is not None:
-            self._link = Connector(self._loop, known, self, known)
+            self._link = Connector(self._loop, known, self, known, ADDRESS_SECONDS)
             return
         try:
             self.connected(connect_to_path(self._loop, name, self))
@@ -341,11 +373,15 @@ class Client:
         """Called with the replies to the greeting, or None if the connection was lost."""
         if replies is not None:
             self.state = UP
+            self.up_since = self._loop.now
             self._set_link_timer(IDLE_SECONDS, self._ask_for_life)
             self._send()
 
     def _ask_for_life(self):
         """Sends a PING after IDLE_SECONDS of silence, to notice a peer that has vanished."""
+        if self._link is None:  # memory ran out in `_lose`
+            self._connect()
+            return
         rest = self._heard_at + IDLE_SECONDS - self._loop.now
         self._set_link_timer(rest if rest > 0 else IDLE_SECONDS, self._ask_for_life)
         if rest <= 0 and not self._in_flight:
@@ -359,9 +395,12 @@ class Client:
         `failures` is the least number of failures to count.
         """
         link, self._link = self._link, None
+        was_up = self.state is UP
+        if was_up:
+            self.state = GAP
+        self._set_link_timer(self._backoff, self._connect)  # replaced below, unless memory runs out
         if link is not None:
             link.abort()
-        was_up = self.state is UP
         lost = [request for request in self._in_flight if request.done != self._greeted]
         self._in_flight.clear()
         self._waiting.extendleft(reversed([request for request in lost if request.tries == 1]))
@@ -374,7 +413,6 @@ class Client:
         name = self._places[self._current][0]
         self._current = (self._current + moves_on) % len(self._places)
         if self._failed < len(self._places):
-            self.state = GAP if was_up else self.state
             self._connect()
             self._fail(failed)
             return
@@ -383,15 +421,33 @@ class Client:
         if kind not in self._told:
             self._told.add(kind)
             self._complain("Redis at %s %s; no sequence can be opened until it can be used" % (name, reason))
-        self._set_link_timer(self._backoff * (0.5 + os.urandom(1)[0] / 512), self._connect)
+        # Between half and all of it, so that a fleet does not come back in step: by the clock's last digits.
+        self._set_link_timer(self._backoff * (1 - self._loop.clock() * 1e4 % 1 / 2), self._connect)
         self._backoff = min(2 * self._backoff, BACKOFF_MOST)
         failed += self._waiting
         self._waiting.clear()
-        self._fail(failed)  # last, because the callbacks may call `ask`
+        self._fail(failed)  # after all of the above, because the callbacks may call `ask`
+        if self._look_up is None:
+            self._names = [(endpoint, known) for _, known in self._places for endpoint in known or ()
+                           if numeric(*endpoint) is None]
+            self._look_up_next()
+
+    def _look_up_next(self):
+        """Looks up one name after the other, each in a child process; new addresses replace the old ones."""
+        self._look_up = None
+        if self._names and self.state is DOWN:
+            endpoint, known = self._names.pop()
+
+            def looked_up(look_up, found, error):
+                if found:
+                    known[endpoint] = alternated(found)
+                self._look_up_next()
+
+            self._look_up = LookUp(self._loop, endpoint, looked_up, may_block=False)
 
     def _set_link_timer(self, delay, callback):
-        self._loop.cancel(self._link_timer)
-        self._link_timer = self._loop.call_later(delay, callback)
+        timer, self._link_timer = self._link_timer, self._loop.call_later(delay, callback)
+        self._loop.cancel(timer)
 
 
 def greeting(place):

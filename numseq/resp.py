@@ -4,7 +4,7 @@ Every input is a reply, the beginning of one, or raises RespError; nothing else 
 too, because no command that numseq sends is answered with one.
 """
 
-LINE_MOST = 1024  # bytes of a line without CRLF; an error message with a key and an address has 200
+LINE_MOST = 2048  # bytes of a line without CRLF; the longest error message of Redis, DENIED, has 1,065
 BULK_MOST = 4096  # bytes of a bulk string; the longest value that numseq writes has 130
 DIGITS_MOST = 19  # of a number: enough for signed 64-bit integers
 

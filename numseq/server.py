@@ -253,7 +253,9 @@ class Server:
         """Why the server is unhealthy (text), or None."""
         if self.draining:
             return "ending"
-        if self._store_failed is not None and self.loop.now - self._store_failed < STORE_TROUBLE_SECONDS:
+        is_away = getattr(self.store, "is_away", None)  # also while nobody asks it
+        failed = self._store_failed
+        if is_away and is_away() or failed is not None and self.loop.now - failed < STORE_TROUBLE_SECONDS:
             return "the store does not answer"
         return None
 

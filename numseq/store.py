@@ -17,6 +17,8 @@ Every store promises:
 - A record that no connection has open is kept for the retention, then forgotten and announced: the store
   calls forgotten(client_id). A record is never forgotten while a connection has it open.
 
+A store may also have len(), the number of its records, and is_away(): whether it cannot be used now.
+
 `Requests` enforces the first promise and counts the requests in flight. tests/test_store.py has the suite
 that every store passes.
 """
@@ -47,7 +49,7 @@ SHARED = frozenset(["redis", "redis+socket"])  # schemes of stores that servers 
 # The states of a request.
 WAITING = "waiting"
 ANSWERED = "answered"  # also the outcome of a request that was not refused
-TIMED_OUT = "timed out"
+GIVEN_UP = "given up"  # timed out, or the call failed; a record that comes nevertheless is released
 
 
 class Requests:
@@ -107,9 +109,9 @@ class _Request:
         """Calls the store; if it does not reply immediately, starts the timer."""
         try:
             ask()
-        except Exception:  # out of memory: the request was not made
+        except Exception:  # out of memory: the request was not made, or only in part
             if self._state is WAITING:
-                self._state = ANSWERED
+                self._state = GIVEN_UP
                 self._requests.in_flight -= 1
             raise
         if self._state is WAITING:
@@ -120,23 +122,25 @@ class _Request:
         requests, state = self._requests, self._state
         self._state = ANSWERED
         if state is WAITING:
-            requests._loop.cancel(self._timer)
             self._finish(record, refusal)
-        elif state is TIMED_OUT and record is not None:
+            requests._loop.cancel(self._timer)
+        elif state is GIVEN_UP and record is not None:
             requests.release(self._client_id)  # the session was told FAILED and has not opened the record
         requests._answered()
 
     def _time_is_up(self):
-        self._state = TIMED_OUT
+        if self._state is not WAITING:  # there was no memory to cancel the timer
+            return
+        self._state = GIVEN_UP
         self._finish(None, FAILED)
         self._requests._answered()
 
     def _finish(self, record, refusal):
         requests = self._requests
         requests.in_flight -= 1
-        requests._observed(refusal or ANSWERED, requests._loop.clock() - self._began)
         done, self._done = self._done, None
-        done(record, refusal)
+        done(record, refusal)  # first: if memory runs out below, the record is in good hands
+        requests._observed(refusal or ANSWERED, requests._loop.clock() - self._began)
 
 
 def scheme_of(url):

@@ -18,6 +18,7 @@ import stat
 import struct
 import time
 
+from . import files
 from .store import CLIENTS_MOST, FAILED, RETENTION, Record
 from .store_memory import MemoryStore
 
@@ -109,8 +110,9 @@ class FileStore(MemoryStore):
         self._failing = False  # whether the last write failed
         self._table = None
         try:
+            files.find(path)  # refuses what another user put there, in a directory such as /tmp
             self._table = Table(path, complain, sleep)
-            deadline = loop.now + retention
+            deadline = loop.clock() + retention  # loop.now is from before the wait for the lock
             for slot, client_id, drawn, record in self._table.load(self._slot_of):
                 seed_kind = seed_kind_of(client_id, record.seed) if drawn == drawing else SEED_FOREIGN
                 self._kept[client_id] = pack([record, 0, slot, seed_kind], deadline)
@@ -126,13 +128,18 @@ class FileStore(MemoryStore):
     def _created(self, client_id, done, record, refusal):
         """Writes a new record to the file before the store replies."""
         if record is not None:
-            slot = self._try(self._table.put, client_id, record, self._drawing)
+            try:
+                slot = self._try(self._table.put, client_id, record, self._drawing)
+                if slot is not None:
+                    self._open[client_id] += slot, seed_kind_of(client_id, record.seed)
+            except MemoryError:
+                del self._open[client_id]
+                raise
             if slot is None:
                 del self._open[client_id]
                 record, refusal = None, FAILED
             else:
                 self._failing = False
-                self._open[client_id] += slot, seed_kind_of(client_id, record.seed)
         done(record, refusal)
 
     def open(self, client_id, done):
@@ -236,6 +243,7 @@ class Table:
                 yield from self.load(slot_of)
                 return
             self._write(0, _HEADER)
+        self._make_private()
         if damaged:
             self._complain("%a: %d damaged slots, what they held is lost" % (self._path, damaged))
         if lost:
@@ -269,8 +277,19 @@ class Table:
     def close(self):
         """Closes the file, which releases its lock."""
         if self._file is not None:
-            os.close(self._file)
-            self._file = None
+            file, self._file = self._file, None
+            try:
+                os.close(file)
+            except OSError as error:  # a network file system may write only now
+                self._complain("%a: what was written last may be lost: %s" % (self._path, error.strerror))
+
+    def _make_private(self):
+        """Leaves the file to its owner alone: the seeds and the client ids in it are secrets."""
+        if os.fstat(self._file).st_mode & 0o077:
+            try:
+                os.fchmod(self._file, files.MODE_PRIVATE)
+            except OSError:  # another user's file, or a file system without modes
+                pass
 
     def _write(self, slot, data):
         if os.pwrite(self._file, data, slot * SLOT_SIZE) < SLOT_SIZE:  # the disk is full
@@ -366,7 +385,7 @@ def open_locked(path, sleep=time.sleep):
     """Opens and locks the file, creating it if necessary; returns its number. Raises OSError."""
     for _ in range(int(LOCK_SECONDS / LOCK_PAUSE)):
         # O_NONBLOCK, because opening a FIFO could block.
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o600)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, files.MODE_PRIVATE)
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 raise OSError(errno.EINVAL, "not a regular file")

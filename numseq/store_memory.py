@@ -57,11 +57,13 @@ class MemoryStore:
     def open(self, client_id, done):
         entry = self._open.get(client_id)
         if entry is None:
-            packed = self._kept.pop(client_id, None)
+            packed = self._kept.get(client_id)
             if packed is None:
                 done(None, MISSING)
                 return
+            # Added before it is deleted, as in `release`.
             entry = self._open[client_id] = self._unpack(client_id, packed)
+            del self._kept[client_id]
         entry[1] += 1
         done(entry[0], None)
 

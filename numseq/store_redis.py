@@ -15,18 +15,24 @@ import os
 import struct
 
 from . import resp
-from .redis_client import CLOSED, UP, Client, Command, parse_url
-from .store import CLIENTS_MOST, EXISTS, FAILED, FULL, MISSING, RETENTION, Record
+from .redis_client import CLOSED, DOWN, UP, Client, Command, parse_url
+from .store import ANSWER_SECONDS, CLIENTS_MOST, EXISTS, FAILED, FULL, MISSING, RETENTION, Record
 
 LEASE_LEAST = 0.2  # seconds; a shorter session or retention would be renewed every few milliseconds
 TOUCH_BATCH = 256  # keys renewed or checked per turn
 TOUCH_PAUSE = 0.01  # seconds between two batches
 CHECK_PAUSE = 1.0  # seconds until a check that found Redis away is repeated
-CHECK_MARGIN = 0.01  # seconds from a key's end to its check: the clocks differ by about 0.01 %
+CHECK_MARGIN = 0.01  # seconds from a key's end to its check ...
+CHECK_DRIFT = 0.001  # ... and this part of the retention: two clocks that are being corrected differ by 0.1 %
+CLAIM_SECONDS = 5.0  # how long a claim lives: servers that released a record together check it together
+LATE_CLAIM_SECONDS = 60.0  # ... beyond the retention, where requests failed: servers reconnect 8 s apart
 FORMAT = 1  # of a value
 
-# A record that was released here: when to check it, its token, whether Redis has confirmed the release.
-_KEPT = struct.Struct("<d8s?")
+# A record that was released here: when to check it, its token, what is known of the release.
+_KEPT = struct.Struct("<d8sB")
+CONFIRMED = 0  # by Redis
+UNCONFIRMED = 1  # that request failed, or one to open the record: the key may also live for its lease
+OVERDUE = 2  # the same, and the key was still there at the first check
 TOKEN_BYTES = 8
 NUMBERS = ((resp.INTEGER, 0), (resp.INTEGER, 1))  # the replies to PEXPIRE
 
@@ -59,6 +65,11 @@ def key_of(client_id):
     return b"numseq:" + client_id
 
 
+def claim_key_of(token):
+    """The key by which one of several servers claims to announce the purge of the record with this token."""
+    return b"numseq:purged:" + binascii.hexlify(token)
+
+
 def encode_value(record, drawing, token):
     """A record as a value (bytes): format and drawing, n, batch, seed, token (16 hex digits)."""
     is_text = isinstance(record.seed, str)
@@ -74,14 +85,15 @@ def first_number(drawing):
 def decode_value(value, drawing):
     """(record, token) of a value (bytes). Raises ValueError for another format or drawing, and for damage."""
     first, _, rest = value.partition(b",")
-    if first.isdigit() and first != b"%d" % first_number(drawing):
+    is_ours = first == b"%d" % first_number(drawing)
+    if first.isdigit() and not is_ours:
         raise ValueError("is of another version of numseq")
     try:
         n, batch, rest = rest.split(b",", 2)
         seed, _, token = rest.rpartition(b",")
         record = Record(_SEEDS[seed[:1]](seed[1:]), _number(n, 0), _number(batch, 1))
         token = binascii.unhexlify(token)
-        if not first or len(token) != TOKEN_BYTES:
+        if not is_ours or len(token) != TOKEN_BYTES:
             raise ValueError
     except (KeyError, ValueError):
         raise ValueError("is no record of numseq") from None
@@ -122,6 +134,7 @@ class RedisStore:
         self._clients_most = clients_most
         self._drawing = drawing
         self._complain = complain
+        self._margin = CHECK_MARGIN + CHECK_DRIFT * self._retention
         self._lease = max(min(session_timeout, retention), LEASE_LEAST)
         self._hold = self._lease + self._retention
         self._open = {}  # from client id to [value, token, number of connections here that have it open]
@@ -130,7 +143,10 @@ class RedisStore:
         self._checking = 0  # checks in flight
         self._check_failed = False
         self._touch_timer = None
-        self._touches = session_timeout > self._retention
+        # Whether a session may last until another server's release has let its key expire, or almost so long:
+        # its own release may be late by ANSWER_SECONDS.
+        self._touches = session_timeout + ANSWER_SECONDS > self._retention
+        self._name = binascii.hexlify(os.urandom(TOKEN_BYTES))  # of this server, in its claims
         self._client = Client(loop, place, complain)
 
     def __len__(self):
@@ -141,12 +157,20 @@ class RedisStore:
         """Whether Redis is connected."""
         return self._client.state is UP
 
+    def is_away(self):
+        """Whether requests fail at once, because no host can be used."""
+        return self._client.state is DOWN
+
     def create(self, client_id, record, done):
         if client_id not in self._open and client_id not in self._kept and len(self) >= self._clients_most:
             done(None, FULL)
             return
         key = key_of(client_id)
-        token = os.urandom(TOKEN_BYTES)
+        try:
+            token = os.urandom(TOKEN_BYTES)
+        except OSError:  # no random bytes
+            done(None, FAILED)
+            return
         value = encode_value(record, self._drawing, binascii.hexlify(token))
 
         def answered(replies):
@@ -170,6 +194,7 @@ class RedisStore:
 
         def answered(replies):
             if replies is None:
+                self._doubt(client_id)
                 done(None, FAILED)
                 return
             kind, value = replies[1]
@@ -193,11 +218,10 @@ class RedisStore:
 
     def release(self, client_id, done):
         entry = self._open[client_id]
-        entry[2] -= 1
-        if entry[2]:
+        if entry[2] > 1:
+            entry[2] -= 1
             done()
             return
-        del self._open[client_id]
         key = key_of(client_id)
         value, token, _ = entry
 
@@ -208,10 +232,16 @@ class RedisStore:
                 healed(replies)
 
         def healed(replies):
-            self._keep(client_id, token, replies is not None)
+            self._keep(client_id, token, UNCONFIRMED if replies is None else CONFIRMED)
             done()
 
-        self._client.ask((expire(key, self._retention),), answered)
+        command = expire(key, self._retention)
+        del self._open[client_id]
+        try:
+            self._client.ask((command,), answered)
+        except MemoryError:  # nothing was asked, and the server releases it again
+            self._open[client_id] = entry
+            raise
 
     def close(self):
         self._client.close()
@@ -221,11 +251,14 @@ class RedisStore:
     # ---- records that are open here
 
     def _opened(self, client_id, value, token):
-        self._kept.pop(client_id, None)
-        entry = self._open.setdefault(client_id, [value, token, 0])
-        entry[:] = value, token, entry[2] + 1
+        packed = self._kept.pop(client_id, None)
+        if packed is not None and _KEPT.unpack(packed)[1] != token:  # created anew before it was checked
+            self._claim(client_id, _KEPT.unpack(packed)[1], True, lambda has_answer: None)
         if self._touches and self._touch_timer is None:
             self._touch_timer = self._loop.call_later(self._lease / 2, self._touch)
+        # In one step: if memory runs out, nothing has changed.
+        count = self._open[client_id][2] if client_id in self._open else 0
+        self._open[client_id] = [value, token, count + 1]
 
     def _touch(self, rest=None):
         """Renews the leases of all open records in batches, if a session may outlast the retention."""
@@ -249,21 +282,29 @@ class RedisStore:
 
     # ---- records that were released here
 
-    def _keep(self, client_id, token, is_confirmed):
+    def _keep(self, client_id, token, release):
         """Schedules a check of a released record for the end of its retention."""
         if client_id in self._open or self._client.state is CLOSED:
             return
         self._kept.pop(client_id, None)
-        due = self._loop.now + self._retention + CHECK_MARGIN
-        self._kept[client_id] = _KEPT.pack(due, token, is_confirmed)
+        due = self._loop.now + self._retention + self._margin
+        self._kept[client_id] = _KEPT.pack(due, token, release)
         if len(self._kept) > self._clients_most:  # created elsewhere, so `create` did not limit them
             del self._kept[next(iter(self._kept))]
-        if self._check_timer is None and not self._checking:
+        if self._check_timer is None:
             self._check_timer = self._loop.call_at(due, self._check)
+
+    def _doubt(self, client_id):
+        """Notes that a request to open a record failed: if Redis has carried it out, the key lives longer."""
+        packed = self._kept.get(client_id)
+        if packed is not None:
+            due, token, _ = _KEPT.unpack(packed)
+            self._kept[client_id] = _KEPT.pack(due, token, UNCONFIRMED)
 
     def _check(self):
         """Reads the keys of records that are due: one that is missing or was created anew is forgotten."""
-        self._check_timer = None
+        # Replaced once all replies have come. If there is no memory to handle one, this goes on.
+        self._check_timer = self._loop.call_later(CHECK_PAUSE, self._check)
         self._check_failed = False
         due = []
         for client_id, packed in self._kept.items():
@@ -277,27 +318,62 @@ class RedisStore:
             self._checked_all()
 
     def _checked(self, client_id, packed, replies):
-        _, token, is_confirmed = _KEPT.unpack(packed)
+        due, token, release = _KEPT.unpack(packed)
         if replies is None:
             self._check_failed = True
         elif self._kept.get(client_id) is packed:  # nobody has opened it here since
-            del self._kept[client_id]
             value = replies[0][1] if replies[0][0] == resp.BULK else None
             if value is None or not value.endswith(b"," + binascii.hexlify(token)):
-                self._forgotten(client_id)
-            elif not is_confirmed:  # the release was lost, so the key also lives for its lease
-                self._keep(client_id, token, True)
+                released = due - self._retention - self._margin
+                is_late = release != CONFIRMED or released <= self._client.up_since
+                self._claim(client_id, token, is_late, functools.partial(self._claimed, client_id, packed))
+                return
+            del self._kept[client_id]
+            if release == UNCONFIRMED:
+                self._keep(client_id, token, OVERDUE)
             # Otherwise another server has opened it since, and checks it when the time comes.
+        self._check_done()
+
+    def _claimed(self, client_id, packed, has_answer):
+        if not has_answer:
+            self._check_failed = True
+        elif self._kept.get(client_id) is packed:
+            del self._kept[client_id]
+        self._check_done()
+
+    def _claim(self, client_id, token, is_late, done):
+        """Announces a purge, unless another server has done so; calls done(whether Redis has answered).
+
+        Several servers find a record gone if they released it at about the same time, or if Redis was away
+        (is_late) or has lost it.
+        """
+        key = claim_key_of(token)
+
+        def answered(replies):
+            # OK, or our own claim. An error, as where Redis has no memory for claims,
+            # announces it, too: rather twice than never.
+            if replies is not None and (replies[0] != resp.NULL or replies[1:] == [(resp.BULK, self._name)]):
+                self._loop.guard(None, lambda: self._forgotten(client_id))
+            done(replies is not None)
+
+        claim = set_new(key, self._name, self._retention + LATE_CLAIM_SECONDS if is_late else CLAIM_SECONDS)
+        # The claim that is there may be our own, from an attempt whose reply was lost.
+        self._client.ask((claim, get(key)) if is_late else (claim,), answered, (claim, get(key)))
+
+    def _check_done(self):
         self._checking -= 1
-        if not self._checking:
+        if self._checking <= 0:
             self._checked_all()
 
     def _checked_all(self):
         """Sets the timer for the next record that is due."""
-        if self._check_timer is None and self._kept and self._client.state is not CLOSED:
+        timer, following = self._check_timer, None
+        if self._kept and self._client.state is not CLOSED:
             first = _KEPT.unpack(next(iter(self._kept.values())))[0]
             pause = CHECK_PAUSE if self._check_failed else TOUCH_PAUSE
-            self._check_timer = self._loop.call_at(max(first, self._loop.now + pause), self._check)
+            following = self._loop.call_at(max(first, self._loop.now + pause), self._check)
+        self._check_timer = following
+        self._loop.cancel(timer)
 
 
 def from_url(url, *arguments):

@@ -12,8 +12,17 @@ FIRST_FILE = 3  # number of the first file that is passed: SD_LISTEN_FDS_START
 FILES_MOST = 64  # passed files: more than anybody needs, so that a typing error is found at once
 BEAT_DIVISOR = 2  # keep-alives per watchdog period, as sd_watchdog_enabled(3) recommends
 NOTICE_MOST = 1024  # bytes of a message
+READY_PAUSE = 0.5  # seconds until "READY=1" is sent again: a busy supervisor's queue may be full at boot
+READY_TRIES = 240  # two minutes of them: systemd waits for 90 s
+DIGITS_MOST = 20  # of a number in the environment: enough for 64 bits
 ADDRESS_FAMILIES = {2: socket.AF_INET, 4: socket.AF_INET6}  # by the number of parts of an address
 ABSTRACT = "@"  # first character of the name of an abstract socket, which is in no file system
+
+
+def number(text):
+    """A number of the environment (text) as an int; 0 if it is none or too long."""
+    # isdigit() alone takes superscripts, which int() refuses.
+    return int(text) if len(text) <= DIGITS_MOST and text.encode("ascii", "replace").isdigit() else 0
 
 
 class BadActivation(ValueError):
@@ -27,13 +36,13 @@ def listening_sockets(environment):
     is not a listening TCP socket: a server that ignored it would report that it is ready, but be unreachable.
     """
     meant_for = environment.pop("LISTEN_PID", "")
-    count = environment.pop("LISTEN_FDS", "")
+    count = number(environment.pop("LISTEN_FDS", ""))
     environment.pop("LISTEN_FDNAMES", "")
     if meant_for != str(os.getpid()):  # not set, or meant for a parent
         return []
-    if not (count.isdigit() and 1 <= int(count) <= FILES_MOST):
+    if not 1 <= count <= FILES_MOST:
         raise BadActivation("LISTEN_FDS is not a number from 1 to %d" % FILES_MOST)
-    return [_listening_socket(file) for file in range(FIRST_FILE, FIRST_FILE + int(count))]
+    return [_listening_socket(file) for file in range(FIRST_FILE, FIRST_FILE + count)]
 
 
 def _listening_socket(file):
@@ -67,9 +76,9 @@ class Supervisor:
     def __init__(self, environment):
         name = environment.pop("NOTIFY_SOCKET", "")
         self.watchdog = None  # seconds within which a keep-alive is expected, or None
-        period, meant_for = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", "")
-        if period.isdigit() and int(period) and meant_for in ("", str(os.getpid())):
-            self.watchdog = int(period) / 1e6
+        period, meant_for = number(environment.pop("WATCHDOG_USEC", "")), environment.pop("WATCHDOG_PID", "")
+        if period and meant_for in ("", str(os.getpid())):
+            self.watchdog = period / 1e6
         self._loop = self._status = self._timer = None
         self._address = self._socket = None
         if name.startswith(ABSTRACT):
@@ -100,8 +109,13 @@ class Supervisor:
     def ready(self, loop, status):
         """Reports that the server is ready, and starts the keep-alives; status() returns a line of text."""
         self._loop, self._status = loop, status
-        self.notify("READY=1", "STATUS=" + status())
-        if self.watchdog is not None and self._socket is not None:
+        self._say_ready(READY_TRIES)
+
+    def _say_ready(self, tries):
+        if not self.notify("READY=1", "STATUS=" + self._status()) and self._socket is not None and tries > 1:
+            # Without it, the supervisor would take the start for failed.
+            self._timer = self._loop.call_later(READY_PAUSE, lambda: self._say_ready(tries - 1))
+        elif self.watchdog is not None and self._socket is not None:
             self._keep_alive()
 
     def stopping(self, status):

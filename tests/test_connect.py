@@ -12,6 +12,7 @@ from helpers import ANY_PORT, Recorder, boom, echo, is_idle, needs_ipv6, read_fr
 from numseq import addresses
 from numseq import connect as module
 from numseq.connect import connect
+from numseq.stream import Stream
 
 lesson = pytest.mark.lesson
 V6 = socket.AF_INET6, ("::1", 5000, 0, 0)
@@ -258,6 +259,45 @@ def test_files_of_the_parent_are_closed_in_the_child(loop, connected_sockets, mo
     there.settimeout(5)
     assert there.recv(1) == b""
     connector.abort()
+
+
+def test_high_files_of_the_parent_are_closed_in_the_child(
+        loop, connected_sockets, monkeypatch, no_children):
+    """A server may have many thousands."""
+    there, here = connected_sockets()
+    high = socket.fromfd(here.fileno(), here.family, here.type)
+    number = 3 * module.CHILD_FILES
+    try:
+        os.dup2(here.fileno(), number)
+    except OSError:
+        pytest.skip("the limit of open files is below %d" % number)
+    here.close()
+    high.close()
+    here = socket.socket(fileno=number)
+    here.setblocking(False)
+    handler = Recorder()
+    stream = Stream(loop, here, handler)
+    monkeypatch.setattr(addresses, "resolve", lambda host, port, flags=0: None if flags else time.sleep(60))
+    connector = connect(loop, "server.example", 1, Recorder())
+    loop.turn()
+    time.sleep(0.05)  # the child's first instructions
+    stream.close(expect_more=False)
+    loop.turn()
+    there.settimeout(5)
+    assert there.recv(1) == b""
+    connector.abort()
+
+
+@pytest.mark.parametrize("forks", [True, False])
+def test_look_up_that_may_not_block_needs_a_process(loop, answers, monkeypatch, no_children, forks):
+    answers([V6])
+    if not forks:
+        monkeypatch.setattr(os, "fork", no_process)
+    ends = []
+    module.LookUp(loop, ("server.example", 1), lambda *end: ends.append(end[1:]), may_block=False)
+    turn_until(loop, lambda: ends)
+    (found, error), = ends
+    assert (found, error and error.errno) == (([V6], None) if forks else (None, errno.EAGAIN))
 
 
 def test_signal_ends_a_client_whose_look_up_hangs(programs):

@@ -1,5 +1,6 @@
 """A server's figures: what is counted, how it is written, and how little a scrape may cost."""
 
+import errno
 import re
 import socket
 
@@ -7,6 +8,7 @@ import pytest
 
 from helpers import read_to_end, turn_until
 from numseq import metrics, process
+from numseq.loop import REST_SECONDS
 from numseq.metrics import COUNTER, GAUGE, HISTOGRAM, Counts, Exporter, Histogram, parse, render
 
 # What the exposition format allows of a line that is no comment.
@@ -114,6 +116,12 @@ def test_process_tells_its_memory_and_files_where_there_is_proc():
     (b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", (b"GET", b"/metrics")),
     (b"GET /metrics?a=b HTTP/1.0\r\n\r\n", (b"GET", b"/metrics")),
     (b"HEAD / HTTP/1.1\n\n", (b"HEAD", b"/")),
+    (b"\r\nGET /healthz HTTP/1.1\r\n\r\n", (b"GET", b"/healthz")),
+    (b"GET http://127.0.0.1:9100/metrics?a HTTP/1.1\r\n\r\n", (b"GET", b"/metrics")),
+    (b"GET HTTP://[::1]/healthz HTTP/1.1\r\n\r\n", (b"GET", b"/healthz")),
+    (b"GET http://host HTTP/1.1\r\n\r\n", (b"GET", b"/")),
+    (b"GET /http://host/metrics HTTP/1.1\r\n\r\n", (b"GET", b"/http://host/metrics")),
+    (b"\r\n", None),
     (b"GET /metrics HTTP/1.1\r\nHost: x\r\n", None),
     (b"", None),
 ])
@@ -213,6 +221,36 @@ def test_a_client_that_ends_in_its_request_is_closed(loop, scrape, exporter):
     peer = scrape(b"GET /metr")
     peer.shutdown(socket.SHUT_WR)
     assert read_to_end(loop, peer) == b""
+
+
+def test_a_connection_that_cannot_be_watched_leaves_nothing(loop, scrape, exporter, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "too many files are watched")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "Stream", fail)
+        assert read_to_end(loop, scrape(b"")) == b""
+    assert (exporter.scrapes, loop.timers()) == (set(), 0)
+    assert read_to_end(loop, scrape(b"GET /healthz HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_connection_without_memory_for_its_timer_leaves_nothing(
+        loop, clock, scrape, exporter, monkeypatch):
+    call_later = loop.call_later
+
+    def fail(delay, callback):
+        if delay == metrics.REQUEST_SECONDS:
+            raise MemoryError
+        return call_later(delay, callback)
+
+    watched = dict(loop.poller.watched)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "call_later", fail)
+        assert read_to_end(loop, scrape(b"")) == b""
+    clock.advance(REST_SECONDS)
+    turn_until(loop, lambda: loop.poller.watched == watched)
+    assert exporter.scrapes == set()
+    assert read_to_end(loop, scrape(b"GET /healthz HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
 
 
 def test_no_more_than_eight_are_served_at_once(loop, scrape, exporter):

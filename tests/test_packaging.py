@@ -64,6 +64,10 @@ def test_the_service_expects_what_the_server_says():
     assert {"Type=notify", "WatchdogSec=10", "Requires=numseq.socket"} <= set(lines)
 
 
+def test_the_service_is_started_again_for_ever():
+    assert {"Restart=always", "RestartSec=1", "StartLimitIntervalSec=0"} <= set(lines_of("numseq.service"))
+
+
 def test_the_socket_is_one_that_the_server_takes():
     lines = lines_of("numseq.socket")
     assert "ListenStream=5000" in lines and "Accept=yes" not in lines
@@ -80,10 +84,11 @@ def procd(function, **config):
 
 
 def test_procd_runs_a_server_that_knows_all_its_options():
-    lines = procd("start_service", port="5001", host="0.0.0.0", connections="7")
+    lines = procd("start_service", port="5001", host="0.0.0.0", connections="7", store="redis://:secret@host")
     command, = [line for line in lines if line.startswith("command ")]
     settings = server_arguments(command.split())
     assert (settings.port, settings.host, settings.connections) == (5001, "0.0.0.0", 7)
+    assert "env NUMSEQ_STORE=redis://:secret@host" in lines and "secret" not in command
     assert lines[0] == "open main" and lines[-1] == "close"
     assert {"limits nofile=1024 1024", "respawn 60 5 0", "stdout 1", "stderr 1"} <= set(lines)
 

@@ -424,6 +424,21 @@ def test_record_that_comes_too_late_is_released(requests, slow, loop):
     assert requests.in_flight == 0
 
 
+def test_record_of_a_call_that_failed_is_released(requests, slow, monkeypatch):
+    create = slow.create
+
+    def create_and_fail(*arguments):
+        create(*arguments)
+        raise MemoryError
+
+    monkeypatch.setattr(slow, "create", create_and_fail)
+    with pytest.raises(MemoryError):
+        requests.create(A, RECORD, None)
+    assert requests.in_flight == 0
+    slow.answer()
+    assert (requests.in_flight, slow.released) == (0, [A])
+
+
 def test_refusal_that_comes_too_late_releases_nothing(requests, slow, loop):
     answers = []
     requests.open(A, lambda *each: answers.append(each))

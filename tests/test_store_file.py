@@ -159,6 +159,19 @@ def test_every_record_has_its_whole_retention_after_a_restart(start, loop, clock
     assert opened.forgotten == [id_of(0), id_of(1)]
 
 
+def test_waiting_for_the_lock_costs_no_retention(start, loop, clock, path, other_server):
+    def sleep(seconds):
+        clock.advance(4)
+        other_server.stdin.close()
+        other_server.wait()
+
+    replace_contents(path, store_file._HEADER + encode_slot(id_of(0), RECORD, 1, 1))
+    opened = start(sleep=sleep)
+    started = clock()
+    loop.run()
+    assert opened.forgotten == [id_of(0)] and loop.now - started >= RETENTION
+
+
 def test_what_was_forgotten_stays_so(start, loop):
     opened = start()
     keep(opened.store, id_of(0), Record(b"%016d" % 0, 0, 1))
@@ -211,6 +224,30 @@ def test_more_records_than_clients_allowed_are_all_kept(start):
 def test_file_is_readable_by_its_owner_alone(start, path):
     start()
     assert os.stat(path).st_mode & 0o777 == 0o600
+
+
+def test_file_becomes_private_if_others_can_read_it(start, path):
+    fill(start, 1)
+    os.chmod(path, 0o644)
+    assert found(start().store, 1) == {0}
+    assert os.stat(path).st_mode & 0o777 == 0o600
+
+
+def test_foreign_file_keeps_its_mode(start, path):
+    replace_contents(path, b"somebody's file")
+    os.chmod(path, 0o644)
+    start()
+    assert os.stat(path + ".bad").st_mode & 0o777 == 0o644
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_file_of_another_user_in_a_sticky_directory_is_refused(start, path):
+    replace_contents(path, b"")
+    os.chown(path, 12345, -1)
+    os.chown(os.path.dirname(path), 12346, -1)
+    os.chmod(os.path.dirname(path), 0o1777)
+    with pytest.raises(PermissionError):
+        start()
 
 
 def test_record_of_another_drawing_fails_and_the_line_names_it(start, loop):
@@ -516,6 +553,37 @@ def fail(monkeypatch):
         monkeypatch.setattr(os, name, failing)
 
     return fail
+
+
+def test_create_without_memory_leaves_nothing(start, monkeypatch):
+    store = start().store
+    with monkeypatch.context() as patch:
+        patch.setattr(store_file, "encode_slot", out_of_memory)
+        with pytest.raises(MemoryError):
+            store.create(id_of(1), RECORD, None)
+    assert len(store) == 0
+    keep(store, id_of(1))
+    assert answer(store.open, id_of(1)) == (RECORD, None)
+
+
+def out_of_memory(*_):
+    raise MemoryError
+
+
+def test_an_error_of_closing_is_told(loop, path, monkeypatch):
+    lines = []
+    store = FileStore(path, loop, None, complain=lines.append)
+    close = os.close
+
+    def fail(file):
+        close(file)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", fail)
+        store.close()
+    store.close()
+    assert len(lines) == 1 and os.strerror(errno.EDQUOT) in lines[0]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT])

@@ -8,9 +8,9 @@ import random
 import pytest
 
 from helpers import pass_time
-from numseq.store import EXISTS, FULL, MISSING, RETENTION, Record
+from numseq.store import EXISTS, FULL, MISSING, RETENTION, Record, from_url
 from numseq.store_memory import FORGET_BATCH, MemoryStore
-from stores import RECORD, answer, keep
+from stores import RECORD, answer, id_of, keep
 
 
 @pytest.fixture
@@ -23,6 +23,22 @@ def make_store(loop, forgotten):
 @pytest.fixture
 def store(make_store):
     return make_store()
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_opening_without_memory_loses_no_record(loop, tmp_path, monkeypatch, kind):
+    store = from_url("memory:" if kind == "memory" else "file:%s" % (tmp_path / "store"), loop, None)
+    keep(store, id_of(1))
+    with monkeypatch.context() as patch:
+        patch.setattr("numseq.store_%s.Record" % kind, no_memory)
+        with pytest.raises(MemoryError):
+            store.open(id_of(1), None)
+    assert answer(store.open, id_of(1)) == (RECORD, None)
+    store.close()
+
+
+def no_memory(*_):
+    raise MemoryError
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 3])

@@ -1,16 +1,23 @@
 """Records in Redis: what becomes of a request when Redis is late, silent, wrong, away, demoted or
 replaced."""
 
+import errno
+import os
+import socket
 import tracemalloc
 
 import pytest
 
 from helpers import pass_time, turn_until
+import redis_servers
+from numseq import redis_client
 from numseq.loop import Loop
 from numseq.redis_client import (ATTEMPT_SECONDS, BACKOFF_MOST, IDLE_SECONDS, IN_FLIGHT_MOST, WAITING_MOST,
                                  Place, parse_url)
+from numseq.server import Server
 from numseq.store import ANSWER_SECONDS, EXISTS, FAILED, FULL, MISSING, RETENTION, Record
 from numseq.store_redis import RedisStore, decode_value, encode_value
+from numseq.stream import Stream
 from redis_servers import HOST, RealRedis, ScriptedRedis
 from stores import id_of
 
@@ -50,6 +57,14 @@ def ask(loop, method, *arguments):
         loop.turn()
     assert asked.took <= ANSWER_SECONDS + 0.001
     return asked
+
+
+def boom_of(error):
+    """A function that raises the error."""
+    def fail(*_):
+        raise error
+
+    return fail
 
 
 @pytest.fixture
@@ -140,6 +155,7 @@ def test_value_holds_the_record(record):
     b"1,-1,5,b00,0011223344556677", b"1,65536,5,b00,0011223344556677", b"1,5,0,b00,0011223344556677",
     b"1,5,5,b00,00112233445566", b"1,5,5,b00,001122334455667x", b"1,5,5,t\xff,0011223344556677",
     b"1," + b"1" * 4000 + b",5,b00,0011223344556677",
+    b"x,5,5,b00,0011223344556677", b"1x,5,5,b00,0011223344556677",
     b"2,5,5,b00,0011223344556677", b"257,5,5,b00,0011223344556677",
     b"1,5,5,b,b00,0011223344556677", b",5,5,b00,0011223344556677",
 ])
@@ -373,6 +389,63 @@ def test_a_connection_that_is_always_cut_is_not_made_again_without_a_pause(loop,
     assert 10 <= len(redis.connections) <= 50
 
 
+def test_a_reply_that_was_there_before_its_request_is_not_taken(loop, redis, proven):
+    """The second reply to a release comes with the first, before the release's own second command is sent."""
+    ask(loop, proven.create, A, RECORD)
+    redis.keys.clear()
+    connection, = redis.open_connections()
+    redis.reply = lambda parts, answer: b":0\r\n+OK\r\n" if parts[0] == b"PEXPIRE" else answer
+    ask(loop, proven.release, A)
+    assert connection.stream is None
+    assert redis.value(KEY) is not None  # the second command was answered by Redis
+
+
+def test_a_request_without_memory_costs_the_connection_and_no_reply(loop, redis, proven, monkeypatch):
+    """Nobody could tell whether it was written, and so whose the next reply is."""
+    for client_id, record in ((A, RECORD), (B, OTHER)):
+        ask(loop, proven.create, client_id, record)
+        ask(loop, proven.release, client_id)
+    write, failures = Stream.write, [MemoryError]
+
+    def fail_once(stream, data):
+        if failures and b"PEXPIRE" in data:
+            raise failures.pop()
+        write(stream, data)
+
+    monkeypatch.setattr(Stream, "write", fail_once)
+    asked = [Asked(loop, proven.open, A), Asked(loop, proven.open, B)]
+    turn_until(loop, lambda: all(each.answers for each in asked))
+    assert [each.answer for each in asked] == [(RECORD, None), (OTHER, None)]
+
+
+@pytest.mark.parametrize("name", ["Connector", "_Request", "Stream.abort"])
+def test_without_memory_after_a_loss_the_connection_is_made_again(
+        loop, clock, redis, proven, monkeypatch, name):
+    with monkeypatch.context() as patch:
+        patch.setattr("numseq.redis_client." + name, boom_of(MemoryError()))
+        connection, = redis.open_connections()
+        connection.stream.write(b"+OK\r\n")  # a reply to nothing
+        turn_until(loop, lambda: loop.errors)
+        with pytest.raises(MemoryError):
+            raise loop.errors[0]
+        for _ in range(5):
+            loop.turn()
+    del loop.errors[:]
+    pass_time(loop, clock, 2 * BACKOFF_MOST)
+    assert ask(loop, proven.create, A, RECORD).answer == (RECORD, None)
+
+
+def test_a_system_without_random_bytes_fails_the_request_alone(loop, clock, redis, proven, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "urandom", boom_of(OSError(errno.EMFILE, "Too many open files")))
+        assert ask(loop, proven.create, A, RECORD).answer == (None, FAILED)
+        redis.stop()
+        pass_time(loop, clock, 2)
+    redis.listen()
+    pass_time(loop, clock, 2 * BACKOFF_MOST)
+    assert ask(loop, proven.create, A, RECORD).answer == (RECORD, None)
+
+
 def test_no_more_than_the_limit_is_in_flight(loop, redis, proven):
     redis.reply = lambda parts, answer: None
     del redis.commands[:]
@@ -468,6 +541,42 @@ def test_a_key_of_another_type_fails_and_is_named(loop, redis, proven, lines):
     assert len(redis.connections) == 1
 
 
+LAST_WORDS = {  # what Redis says before it closes, whatever was asked
+    "protected mode": b"-DENIED Redis is running in protected mode because " + b"x" * 1100 + b"\r\n",
+    "max number of clients": b"-ERR max number of clients reached\r\n",
+}
+
+
+@pytest.mark.parametrize("words", sorted(LAST_WORDS))
+def test_an_error_before_the_end_of_a_connection_is_the_reason(loop, clock, redis, lines, words):
+    def say_and_close(parts, answer):
+        if parts[0] == b"SELECT":
+            redis.open_connections()[-1].stream.write(LAST_WORDS[words])
+            redis.open_connections()[-1].stream.close(expect_more=False)
+        return None
+
+    redis.reply = say_and_close
+    store = RedisStore(parse_url(redis.url + "/4"), loop, None, complain=lines.append)
+    pass_time(loop, clock, 30)
+    assert len(lines) == 1 and words in lines[0] and len(lines[0]) < 400
+    store.close()
+
+
+def test_a_host_with_too_many_clients_gives_way_to_the_next(loop, redis, make_store, lines):
+    redis.reply = lambda parts, answer: LAST_WORDS["max number of clients"]
+    store = make_store(redis, ScriptedRedis(loop), connect=False)
+    assert ask(loop, store.create, A, RECORD).answer == (RECORD, None)
+    assert lines == []
+
+
+def test_errors_of_many_kinds_are_one_line_an_outage(loop, clock, redis, proven, lines):
+    numbers = iter(range(1000))
+    redis.reply = lambda parts, answer: b"-E%d failed\r\n" % next(numbers)
+    redis.cut()
+    pass_time(loop, clock, 100)
+    assert len(lines) == 1
+
+
 # ---- records that Redis has lost
 
 
@@ -530,6 +639,173 @@ def test_announcements_due_in_an_outage_come_after_it(loop, clock, redis, proven
     redis.listen()
     pass_time(loop, clock, 2 * BACKOFF_MOST)
     assert sorted(forgotten) == [id_of(number) for number in range(5)]
+
+
+@pytest.mark.parametrize("apart", [0, 0.005, 0.05, 0.5])
+def test_one_of_two_servers_announces_however_close_their_releases(
+        loop, clock, redis, make_store, forgotten, apart):
+    first, second = make_store(redis), make_store(redis)
+    ask(loop, first.create, A, RECORD)
+    ask(loop, second.open, A)
+    ask(loop, first.release, A)
+    if apart:
+        pass_time(loop, clock, apart)
+    ask(loop, second.release, A)
+    pass_time(loop, clock, 2 * RETENTION)
+    assert forgotten == [A]
+
+
+@pytest.mark.parametrize("rate", [0.9991, 1.0009])
+def test_a_purge_is_announced_although_the_clocks_differ(loop, clock, redis, make_store, forgotten, rate):
+    store = make_store(redis, retention=3600)
+    ask(loop, store.create, A, RECORD)
+    ask(loop, store.release, A)
+    value, expires = redis.keys[KEY]
+    redis.keys[KEY] = value, loop.now + (expires - loop.now) * rate
+    pass_time(loop, clock, 3610)
+    assert forgotten == [A]
+
+
+@pytest.mark.parametrize("loss", ["outage", "restart"])
+def test_one_of_two_servers_announces_after_a_loss(loop, clock, redis, make_store, forgotten, loss):
+    first, second = make_store(redis), make_store(redis)
+    ask(loop, first.create, A, RECORD)
+    ask(loop, first.release, A)
+    pass_time(loop, clock, 5)
+    ask(loop, second.open, A)
+    ask(loop, second.release, A)
+    redis.stop()
+    if loss == "restart":
+        redis.keys.clear()
+    else:
+        pass_time(loop, clock, 2 * RETENTION)
+    redis.listen()
+    pass_time(loop, clock, 2 * RETENTION)
+    assert forgotten == [A]
+    assert len(first) == len(second) == 0
+
+
+@pytest.mark.parametrize("announces", ["first", "second"])
+def test_two_servers_that_released_in_an_outage_announce_once(
+        loop, clock, redis, make_store, forgotten, announces):
+    stores = make_store(redis), make_store(redis)
+    ask(loop, stores[0].create, A, RECORD)
+    ask(loop, stores[1].open, A)
+    redis.stop()
+    pass_time(loop, clock, 0.2)
+    for store in stores if announces == "first" else reversed(stores):
+        ask(loop, store.release, A)
+        pass_time(loop, clock, 0.5)
+    redis.listen()
+    pass_time(loop, clock, 3 * RETENTION)
+    assert forgotten == [A]
+
+
+def test_a_record_whose_opening_failed_late_is_announced(loop, clock, redis, proven, forgotten):
+    """Redis has carried it out, so the key lives for its lease, although nobody has it open."""
+    ask(loop, proven.create, A, RECORD)
+    ask(loop, proven.release, A)
+    pass_time(loop, clock, RETENTION / 2)
+    redis.reply = lambda parts, answer: None
+    assert ask(loop, proven.open, A).answer == (None, FAILED)
+    redis.reply = None
+    pass_time(loop, clock, 3 * RETENTION)
+    assert forgotten == [A]
+
+
+def test_a_record_that_is_created_anew_before_its_check_is_announced(loop, clock, redis, proven, forgotten):
+    ask(loop, proven.create, A, RECORD)
+    ask(loop, proven.release, A)
+    pass_time(loop, clock, RETENTION - 1)
+    redis.keys.clear()
+    assert ask(loop, proven.create, A, OTHER).answer == (OTHER, None)
+    pass_time(loop, clock, 0.1)
+    assert forgotten == [A]
+    ask(loop, proven.release, A)
+    pass_time(loop, clock, 2 * RETENTION)
+    assert forgotten == [A, A]
+
+
+def test_a_purge_whose_claim_was_made_but_not_answered_is_announced(loop, clock, redis, proven, forgotten):
+    ask(loop, proven.create, A, RECORD)
+    ask(loop, proven.release, A)
+    redis.reply = lambda parts, answer: None if b"purged" in b" ".join(parts) else answer
+    pass_time(loop, clock, RETENTION + 0.3)
+    assert forgotten == [] and any(b"purged" in key for key in redis.keys)
+    redis.reply = None
+    pass_time(loop, clock, 5)
+    assert forgotten == [A]
+
+
+def test_without_memory_for_claims_a_purge_is_announced(loop, clock, redis, proven, forgotten):
+    ask(loop, proven.create, A, RECORD)
+    ask(loop, proven.release, A)
+    redis.cut()
+    redis.reply = lambda parts, answer: b"-OOM no memory\r\n" if parts[0] == b"SET" else answer
+    pass_time(loop, clock, RETENTION + 1)
+    assert forgotten == [A]
+
+
+def test_checks_go_on_after_one_that_raised(loop, clock, redis, make_store, monkeypatch):
+    announced = []
+
+    def announce(client_id):
+        announced.append(client_id)
+        if len(announced) == 1:
+            raise ValueError("a fault of the one who hears of it")
+
+    store = RedisStore(parse_url(redis.url), loop, announce)
+    reported = []
+    monkeypatch.setattr(loop, "report", reported.append)
+    for client_id in A, B:
+        ask(loop, store.create, client_id, RECORD)
+        ask(loop, store.release, client_id)
+        pass_time(loop, clock, RETENTION + 1)
+    assert announced == [A, B] and len(reported) == 1
+    store.close()
+
+
+def test_a_release_without_memory_can_be_repeated(loop, redis, proven, monkeypatch):
+    ask(loop, proven.create, A, RECORD)
+    with monkeypatch.context() as patch:
+        patch.setattr(redis_client, "_Request", boom_of(MemoryError()))
+        with pytest.raises(MemoryError):
+            proven.release(A, None)
+    ask(loop, proven.release, A)
+    assert redis.keys[KEY][1] - loop.now == pytest.approx(RETENTION, abs=0.01)
+
+
+def test_checks_without_memory_are_repeated(loop, clock, redis, proven, monkeypatch, forgotten):
+    ask(loop, proven.create, A, RECORD)
+    ask(loop, proven.release, A)
+    redis.cut()  # so that a claim follows
+    failures = {b"GET": MemoryError(), b"SET": MemoryError()}
+    really_ask = proven._client.ask
+
+    def ask_or_fail(commands, *others):
+        failure = failures.pop(redis_servers.parse_command(commands[0].data)[0][0], None)
+        if failure is not None:
+            raise failure
+        really_ask(commands, *others)
+
+    monkeypatch.setattr(proven._client, "ask", ask_or_fail)
+    pass_time(loop, clock, RETENTION + 5)
+    assert (failures, forgotten) == ({}, [A])
+    assert set(map(type, loop.errors)) == {MemoryError}
+    del loop.errors[:]
+
+
+@pytest.mark.parametrize("session", [4.6, 5])
+def test_a_session_as_long_as_the_retention_keeps_its_record(
+        loop, clock, redis, make_store, forgotten, session):
+    first, second = [make_store(redis, session_timeout=session, retention=5) for _ in range(2)]
+    ask(loop, first.create, A, RECORD)
+    ask(loop, second.open, A)
+    ask(loop, first.release, A)
+    pass_time(loop, clock, session + ANSWER_SECONDS)
+    assert redis.value(KEY) is not None
+    ask(loop, second.release, A)
+    assert forgotten == []
 
 
 def test_thousands_due_at_once_are_checked_in_batches(loop, clock, redis, make_store, forgotten):
@@ -618,6 +894,77 @@ def test_a_redis_that_comes_later_is_found(loop, clock, redis, make_store, lines
     pass_time(loop, clock, 2 * BACKOFF_MOST)
     assert ask(loop, store.create, A, RECORD).answer == (RECORD, None)
     assert len(lines) == 1
+
+
+def test_a_slow_start_is_not_taken_for_a_silent_redis(loop, clock, redis, make_store, lines):
+    store = make_store(redis, connect=False)
+    clock.advance(5)  # as where names were looked up, or modules loaded, for so long
+    pass_time(loop, clock, 0.01)
+    assert store.is_up() and lines == []
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """The addresses of all names, [(family, address)]; they may be changed at any time."""
+    addresses = []
+    monkeypatch.setattr(redis_client, "resolve", lambda host, port: list(addresses))
+
+    class LookUp:
+        def __init__(self, loop, endpoint, done, may_block):
+            assert not may_block  # the server's loop never waits for a resolver
+            loop.call_later(0.01, lambda: done(self, list(addresses), None))
+
+    monkeypatch.setattr(redis_client, "LookUp", LookUp)
+    return addresses
+
+
+@pytest.fixture
+def silent_address(sockets):
+    """An address that swallows packets: its backlog is full."""
+    listening = socket.socket()
+    sockets.append(listening)
+    listening.bind((HOST, 0))
+    listening.listen(0)
+    for _ in range(4):
+        waiting = socket.socket()
+        sockets.append(waiting)
+        waiting.setblocking(False)
+        waiting.connect_ex(listening.getsockname())
+    return listening.getsockname()
+
+
+def test_an_address_that_swallows_packets_gives_way_to_the_next(
+        loop, redis, names, silent_address, forgotten, lines):
+    names += [(socket.AF_INET, silent_address), (socket.AF_INET, (HOST, redis.port))]
+    store = RedisStore(parse_url("redis://redis.example"), loop, forgotten.append, complain=lines.append)
+    assert ask(loop, store.create, A, RECORD).answer == (RECORD, None)
+    assert lines == []
+    store.close()
+
+
+def test_a_name_whose_address_has_changed_is_looked_up_again(loop, clock, redis, names, forgotten, lines):
+    other = ScriptedRedis(loop)
+    names.append((socket.AF_INET, (HOST, redis.port)))
+    store = RedisStore(parse_url("redis://redis.example"), loop, forgotten.append, complain=lines.append)
+    assert ask(loop, store.create, A, RECORD).answer == (RECORD, None)
+    names[:] = [(socket.AF_INET, (HOST, other.port))]
+    redis.stop()
+    pass_time(loop, clock, 2)
+    assert ask(loop, store.create, B, RECORD).answer == (RECORD, None)
+    assert len(other.open_connections()) == 1
+    store.close()
+
+
+def test_a_server_without_its_redis_is_not_healthy_while_nobody_asks(loop, clock, redis, proven):
+    server = Server(loop, proven)
+    assert server.trouble() is None
+    redis.stop()
+    for _ in range(5):
+        pass_time(loop, clock, 60)
+        assert server.trouble() == "the store does not answer"
+    redis.listen()
+    pass_time(loop, clock, 2 * BACKOFF_MOST)
+    assert server.trouble() is None
 
 
 # ---- the real one

@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 from service_manager import Notices, launch, passed_socket
 
-from numseq.supervisor import FILES_MOST, NOTICE_MOST, Supervisor, listening_sockets
+from numseq.supervisor import FILES_MOST, NOTICE_MOST, READY_TRIES, Supervisor, listening_sockets
 
 # What a program that was started so has been passed.
 CHILD = """
@@ -73,7 +73,7 @@ def test_without_an_activation_there_are_no_sockets():
     assert listening_sockets({}) == []
 
 
-@pytest.mark.parametrize("count", ["", "0", "-1", "x", str(FILES_MOST + 1), "9" * 100])
+@pytest.mark.parametrize("count", ["", "0", "-1", "x", "\u00b2", str(FILES_MOST + 1), "9" * 100])
 def test_a_count_of_files_that_is_none_is_told(listening, count):
     assert start(listening, LISTEN_FDS=count)[0] == "bad: LISTEN_FDS is not a number from 1 to 64"
 
@@ -134,6 +134,7 @@ def test_a_watchdog_hears_twice_in_its_period(loop, clock, notices):
 
 @pytest.mark.parametrize("variables", [
     {}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "soon"}, {"WATCHDOG_USEC": "-1"},
+    {"WATCHDOG_USEC": "\u00b2"}, {"WATCHDOG_USEC": "9" * 400}, {"WATCHDOG_USEC": "9" * 5000},
     {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}])
 def test_a_watchdog_that_is_not_meant_hears_nothing(loop, notices, variables):
     supervisor = Supervisor(dict(variables, NOTIFY_SOCKET=notices.name))
@@ -173,6 +174,31 @@ def test_a_supervisor_that_does_not_read_never_stops_the_server(loop, notices):
     assert sent < 100000
     notices.read()
     assert supervisor.notify("STATUS=again")
+    supervisor.close()
+
+
+def test_readiness_is_told_although_the_queue_was_full(loop, notices):
+    """At boot the supervisor is busy; it would end a server that never said that it is ready."""
+    supervisor = Supervisor({"NOTIFY_SOCKET": notices.name, "WATCHDOG_USEC": "4000000"})
+    sent = 0
+    while supervisor.notify("STATUS=of others"):
+        sent += 1
+    supervisor.ready(loop, lambda: "no connections")
+    for _ in range(sent):
+        notices.read()
+    loop.turn()
+    assert notices.read() == ["READY=1", "STATUS=no connections"]
+    assert notices.read()[0] == "WATCHDOG=1"
+    supervisor.close()
+    assert loop.timers() == 0
+
+
+def test_a_supervisor_that_never_hears_is_not_told_for_ever(loop):
+    supervisor = Supervisor({"NOTIFY_SOCKET": "/no/such/socket"})
+    supervisor.ready(loop, str)
+    for _ in range(READY_TRIES):
+        loop.turn()
+    assert loop.timers() == 0
     supervisor.close()
 
 
