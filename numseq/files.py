@@ -47,8 +47,13 @@ def find(path):
     A link, a file or a pipe of another user in a sticky world-writable directory such as /tmp is refused, as
     Linux does with fs.protected_symlinks, fs.protected_regular and fs.protected_fifos.
     """
-    if not path or "\0" in path:
-        raise _error(errno.ENOENT if not path else errno.EINVAL)
+    if not path:
+        raise _error(errno.ENOENT)
+    try:
+        if b"\0" in os.fsencode(path):
+            raise _error(errno.EINVAL)
+    except UnicodeError:  # the file system's encoding lacks a character
+        raise _error(errno.EILSEQ) from None
     for _ in range(LINKS_MOST):
         try:
             found = os.lstat(path)
@@ -430,10 +435,10 @@ def _key(status):
 
 
 def _stat(path):
-    """The os.stat_result of `path`, with links followed, or None if nothing is there."""
+    """The os.stat_result of `path`, with links followed, or None if nothing is there or can be reached."""
     try:
         return os.stat(path)
-    except FileNotFoundError:
+    except OSError:
         return None
 
 

@@ -24,7 +24,8 @@ def test_endpoint_is_host_and_port(text, endpoint):
 
 
 @pytest.mark.parametrize("text", ["", ":", ":5000", "a:", "a:b", "a:0", "a:65536", "a:-1", "a:+1", "a:\u0661",
-                                  "[]", "[::1", "[::1]5000", "[::1]:", "[::1]:x", "a b", "a\n", "a:000001"])
+                                  "[]", "[::1", "[::1]5000", "[::1]:", "[::1]:x", "a b", "a\n", "a:000001",
+                                  "a\0b", "a\x7f", "[a\0]:1", "\xa0"])
 def test_what_is_no_endpoint_is_refused(text):
     with pytest.raises(ValueError):
         parse_endpoint(text)

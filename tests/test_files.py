@@ -399,6 +399,7 @@ def test_file_that_comes_at_the_last_moment_is_not_lost(path, monkeypatch):
     ("", errno.ENOENT), (".", errno.EISDIR), ("folder", errno.EISDIR), ("folder/", errno.EISDIR),
     ("missing/", errno.EISDIR), ("missing/x", errno.ENOENT), ("file/x", errno.ENOTDIR),
     ("n" * 256, errno.ENAMETOOLONG), ("circle", errno.ELOOP), ("a\0b", errno.EINVAL),
+    ("\ud800", errno.EILSEQ),
     ("to-missing", errno.ENOENT), ("to-folder", errno.EISDIR),
 ])
 def test_impossible_path_is_not_usable(tmp_path, monkeypatch, name, code):
