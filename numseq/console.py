@@ -55,7 +55,8 @@ class Console:
         if self._file is None:
             return
         data = plain(text).encode("ascii") + b"\n"
-        if len(self._waiting) + len(data) > WAITING_MOST:
+        # After a dropped line all are dropped until the notice, which says "here", can be put there.
+        if self.dropped and not self._failed or len(self._waiting) + len(data) > WAITING_MOST:
             self._drop(1)
             return
         self._waiting += data

@@ -339,6 +339,21 @@ def test_close_says_how_many_lines_are_missing(loop, console_on, pipe):
     check_lines(console.close().decode("ascii"), 5000)
 
 
+def test_missing_lines_are_told_where_they_are_missing(loop, console_on, pipe):
+    theirs, ours = pipe
+    fill_pipe(ours.fileno())
+    console = console_on(ours)
+    write_lines(console, 0, module.WAITING_MOST // (len(TEXT % 0) + 1))
+    before = console.dropped
+    console.line("x" * len(TEXT % 0) * 2)  # has no room
+    console.line("short")  # would have
+    read = reader_of(theirs)
+    turn_until(loop, lambda: "missing" in read())
+    console.line("more")
+    turn_until(loop, lambda: "more" in read())
+    assert (before, read().splitlines()[-2:]) == (0, [(module.MISSING % 2).decode().strip(), "more"])
+
+
 def test_line_for_missing_lines_can_be_another(loop, console_on, pipe):
     theirs, ours = pipe
     console = console_on(ours, missing=b'{"missing": %d}\n')
