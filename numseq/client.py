@@ -238,7 +238,8 @@ class Command:
                 put_numbers(self.settings.output, bytes(transfer.journal.numbers), self.patience)
             return COMPLETE
         if isinstance(error, ChecksumMismatch):
-            complain("these are not the server's numbers, so they were dropped; CONTINUE fetches them again")
+            again = "; CONTINUE fetches them again" if transfer.journal.kept else ""
+            complain("these are not the server's numbers, so they were dropped" + again)
         elif self.settings.quiet or error.advises:
             refused = isinstance(error, Refused) and not isinstance(error, Forgotten)
             complain("refused: %s" % error if refused else error)

@@ -554,6 +554,12 @@ def test_continue_fetches_numbers_with_a_wrong_checksum_anew(run, liar):
     assert server.heard()[1:] == ["RECV,%d" % index for index in range(5)] + ["FIN"]
 
 
+def test_continue_is_not_promised_without_a_state(run, liar):
+    result = run(liar(WRONG_CHECKSUM), *NEW, "-q", "--state", os.devnull)
+    assert result.status == 1 and "they were dropped\n" in result.err
+    assert result.err.count("CONTINUE") == result.err.count("CONTINUE will not be possible") == 1
+
+
 def test_unacknowledged_new_sequence_leaves_the_earlier_state(run, liar, tmp_path):
     assert run(liar(instead(GOOD, RECV_3=cut)), *NEW, "-q").status == 4
     before = (tmp_path / "numseq.state").read_bytes()
