@@ -5,7 +5,7 @@ import sys
 import time
 
 from . import digits, files
-from .console import file_of, writer
+from .console import file_of, plain, writer
 from .writer import LOOK, OutputFailed, Patience, Writer, failure
 
 PROGRESS_PAUSE = 0.1  # seconds between two updates of the progress
@@ -76,7 +76,7 @@ class Output:
     def hint(self, command):
         """Writes the command line (text from `shell.join`) that goes on. Raises Stopped."""
         try:
-            self._complaints.write(("%s: to go on: %s\n" % (self._program, command)).encode("ascii"))
+            self._complaints.write(("%s: to go on: %s\n" % (plain(self._program), command)).encode("ascii"))
         except OutputFailed:
             pass
 
