@@ -247,6 +247,21 @@ def test_look_up_given_up_leaves_nothing(loop, monkeypatch, no_children):
     assert handler.events == []
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
+def test_look_up_that_cannot_be_watched_blocks_and_leaves_nothing(loop, monkeypatch, no_children):
+    def refuse(watched, interest):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = os.listdir("/proc/self/fd")
+    ended = []
+    monkeypatch.setattr(loop.poller, "_register", refuse)
+    module.LookUp(loop, ("localhost", 5000), lambda *outcome: ended.append(outcome))
+    loop.turn()
+    (_, found, error), = ended
+    assert found and error is None
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_files_of_the_parent_are_closed_in_the_child(loop, connected_sockets, monkeypatch, no_children):
     """Or a connection that the parent closes meanwhile would not end for its peer."""
     there, here = connected_sockets()
