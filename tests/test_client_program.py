@@ -210,11 +210,15 @@ def test_invalid_settings_are_refused_in_one_line_before_anything_is_sent(run, l
     assert sorted(os.listdir(str(tmp_path))) == before and (tmp_path / "file").read_text() == "the user's"
 
 
-def test_state_that_is_the_file_behind_standard_output_is_refused(run, liar, tmp_path):
+@pytest.mark.parametrize("command", [NEW, ("CONTINUE",)], ids=["NEW", "CONTINUE"])
+def test_state_that_is_the_file_behind_standard_output_is_refused(run, liar, tmp_path, command):
+    assert run(liar(GOOD), *NEW).status == 0
+    before = (tmp_path / "numseq.state").read_bytes()
     with open(str(tmp_path / "numseq.state"), "ab") as out:
-        result = run(liar(GOOD), *NEW, out=out)
+        result = run(liar(GOOD), *command, out=out)
     said = "client.py: the state 'numseq.state' is the file that the output goes to\n"
     assert (result.status, result.err) == (2, said)
+    assert (tmp_path / "numseq.state").read_bytes() == before
 
 
 # ---- where nobody reads standard output, or it cannot be written
