@@ -119,9 +119,10 @@ class Connector:
         """Called by an Attempt with its connected socket: aborts the others and tells the handler."""
         self._pending.discard(attempt)
         self.abort()
-        found = self.known[attempt.endpoint]
-        first = attempt.family, attempt.address
-        self.known[attempt.endpoint] = [first] + [each for each in found if each != first]
+        found = self.known.get(attempt.endpoint)
+        if found:  # else another user of the table has forgotten what was found
+            first = attempt.family, attempt.address
+            self.known[attempt.endpoint] = [first] + [each for each in found if each != first]
         self.tried = [(attempt.endpoint, attempt.address)]
         stream = Stream(self.loop, connection, self._handler)
         try:

@@ -56,6 +56,17 @@ def test_connected_is_called_once_the_connection_stands(loop, listener):
     handler.stream.abort()
 
 
+def test_addresses_forgotten_by_another_connector_cost_no_connection(loop, listener, monkeypatch):
+    """Many fetches share the table, and one that cannot connect empties it."""
+    start = module.Attempt.start
+    known, handler = {}, Recorder()
+    monkeypatch.setattr(module.Attempt, "start", lambda attempt: (known.clear(), start(attempt)))
+    module.Connector(loop, [listener.address], handler, known)
+    turn_until(loop, lambda: handler.events)
+    assert (handler.events, known) == (["connected"], {})
+    handler.stream.abort()
+
+
 @lesson(24)
 def test_refused_connection_is_reported(loop, closed_port):
     handler = Recorder()
