@@ -258,6 +258,24 @@ def test_look_up_given_up_leaves_nothing(loop, monkeypatch, no_children):
     assert handler.events == []
 
 
+def test_connectors_that_wait_for_one_name_share_a_look_up(loop, listener, monkeypatch, no_children):
+    asked = []
+    real = module.LookUp
+    monkeypatch.setattr(module, "LookUp", lambda *of: asked.append(of) or real(*of))
+    handlers = [Recorder() for _ in range(3)]
+    connectors = [connect(loop, "localhost", listener.address[1], handler) for handler in handlers]
+    loop.turn()
+    connectors[0].abort()
+    turn_until(loop, lambda: handlers[1].stream and handlers[2].stream)
+    assert (len(asked), handlers[0].events) == (1, [])
+    connect(loop, "localhost", listener.address[1], handlers[0])
+    turn_until(loop, lambda: handlers[0].stream)
+    assert len(asked) == 2, "a later one is looked up anew"
+    assert module.SharedLookUp.running == {}
+    for handler in handlers:
+        handler.stream.abort()
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
 def test_look_up_that_cannot_be_watched_blocks_and_leaves_nothing(loop, monkeypatch, no_children):
     def refuse(watched, interest):
