@@ -86,7 +86,9 @@ def require_usable(path):
 def require_writable(path):
     """Raises the OSError that writing to `path` would raise, as far as it can be told in advance."""
     require_usable(path)
-    if own_file(path) is not None:
+    own = own_file(path)
+    if own is not None:
+        os.write(own, b"")  # fails if it is open for reading only
         return
     target = find(path)
     try:
