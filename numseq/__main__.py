@@ -23,7 +23,14 @@ def main(arguments=None):
 
     arguments  the command line without the program's name (list of text); by default that of the process
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return dispatch(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:  # the server and the client do not get here
+        return 130
+
+
+def dispatch(arguments):
+    """Does the work of `main`, where arguments is a list of text."""
     program = os.path.basename(sys.argv[0])
     if program == "__main__.py":
         program = "python -m numseq"

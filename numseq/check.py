@@ -53,7 +53,6 @@ BUSY = 0.9  # share of a processor from which it counts as the bottleneck
 
 GIVEN_UP = 4  # exit status
 ENDED_BY = {signal.SIGINT: None, signal.SIGTERM: 143, signal.SIGHUP: 129}  # exit status; None: of the result
-UNFINISHED = b"<!DOCTYPE html><title>numseq check</title><p>The check is not over yet.\n"
 
 # Errors for lack of files, memory or ports on this machine.
 EXHAUSTED = EXHAUSTED_FILES | {errno.EADDRNOTAVAIL, errno.EADDRINUSE}
@@ -311,7 +310,7 @@ class Check:
         # No line at the very end of the check, where finish() adds one: it would have an empty interval.
         if min(abs(self._due - end) for end in self._ends) > AT_ONCE:
             self._tell(self._interval(late))
-        interval = self.settings.interval
+        interval = max(self.settings.interval, AT_ONCE)
         self._due += interval * (1 + int(late / interval))  # skips the lines missed while suspended
         self._ticker = self.loop.call_at(self._began + self._due, self._tick)
 
@@ -426,7 +425,10 @@ def notes(end, kept, n):
 
 
 def run(settings, program):
-    """Runs the command; returns the exit status. Raises OutputFailed, Unread and Stopped."""
+    """Runs the command; returns the exit status. Raises OSError, OutputFailed, Unread and Stopped."""
+    patience = writer.Patience(settings.max_time)
+    if settings.report is not None:
+        output.require_writable(settings.report)  # fails now rather than at the end of the check
     loop = Loop()
     ended = []  # exit statuses set by a signal, --max-time or a closed output; the first one counts
 
@@ -441,8 +443,6 @@ def run(settings, program):
         for text in write(line):
             console.line(text)
 
-    if settings.report is not None:
-        output.put_file(settings.report, UNFINISHED)  # fails now rather than at the end of the check
     try:
         for number, status in ENDED_BY.items():
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
@@ -460,22 +460,30 @@ def run(settings, program):
         left = console.close()
         loop.close()
     status = ended[0] if ended else None
-    if status == writer.UNREAD:
-        raise writer.Unread("nobody reads standard output")
-    if settings.report is not None:
-        put_report(settings.report, check, end)
-    last = write(end) + ([] if settings.json else lines.details(check.kept))
-    rest = writer.Writer(file_of(sys.stdout))
-    rest.write(left, flush=False)
-    for text in last:
-        rest.line(text)
+    if status is not None:
+        patience.last_words()
+    try:
+        if status == writer.UNREAD:
+            raise writer.Unread("nobody reads standard output")
+        last = write(end) + ([] if settings.json else lines.details(check.kept))
+        rest = writer.Writer(file_of(sys.stdout), patience)
+        rest.write(left, flush=False)
+        for text in last:
+            rest.line(text, flush=False)
+        rest.flush()
+    except writer.Stopped:
+        if status is None:
+            raise
+    finally:  # a report is written whatever became of the lines, and the other way round
+        if settings.report is not None:
+            put_report(settings.report, check, end, patience)
     if status is None or status == GIVEN_UP and end["status"]:  # wrong numbers outweigh the end of --max-time
         return end["status"]
     return status
 
 
-def put_report(path, check, end):
+def put_report(path, check, end, patience):
     """Writes the report of a Check to `path`; end is the last line. Raises as output.put_file does."""
     from . import report
 
-    output.put_file(path, report.page(check.start, end, check.kept).encode("ascii"))
+    output.put_file(path, report.page(check.start, end, check.kept).encode("ascii"), patience)

@@ -39,8 +39,8 @@ from . import files, journal, protocol, shell, writer
 from .console import open_standard_streams
 from .errors import ChecksumMismatch, ConnectionLost, Forgotten, Refused, UsageError
 from .loop import Loop
-from .output import Output, put_numbers
-from .transfer import BATCH, HOST, STATE, TIME_OVER, TIMEOUT, WINDOW, WINDOW_MOST, Fetch, new_id
+from .output import Output, put_numbers, require_writable
+from .transfer import BATCH, HOST, STATE, TIME_OVER, TIMEOUT, WINDOW, WINDOW_MOST, Fetch, endpoints, new_id
 
 # Exit statuses beside those of errors.py and writer.py. After a signal it is SIGNALLED plus its number.
 COMPLETE = 0
@@ -127,6 +127,10 @@ def parse_arguments(arguments, program):
     settings = parser.parse_args(arguments)
     if settings.command is None:
         parser.error("a command is missing: NEW, CONTINUE or CHECK")
+    try:
+        endpoints(settings.hosts or HOST, settings.port)
+    except UsageError as error:
+        parser.error(error)
     return settings
 
 
@@ -148,7 +152,7 @@ class Command:
         self.error = None  # the FetchError that ended the fetch, if any
 
     def run(self):
-        """Fetches, reports the result, and returns the exit status. Raises OutputFailed."""
+        """Fetches, reports the result, and returns the exit status. Raises OutputFailed and OSError."""
         try:
             self.check_output()
             kept = self.open_journal()
@@ -160,9 +164,6 @@ class Command:
             return self.conclude()
         except writer.Stopped:
             return self.stop()
-        except OSError as error:  # no more file descriptors, or one that the selector cannot watch
-            self.output.complain("the connection cannot be made: %s" % error)
-            return ConnectionLost.status
         finally:
             kept.close()
 
@@ -177,10 +178,7 @@ class Command:
             raise UsageError("--output %a cannot be used: %s" % (output, error.strerror)) from None
         if files.is_same(output, state):
             raise UsageError("--output and --state are the same file: %a" % output)
-        try:
-            files.require_writable(output)
-        except OSError as error:
-            raise writer.failure("%a" % output, error) from None
+        require_writable(output)
 
     def open_journal(self):
         """The Journal of this run. Raises UsageError."""
@@ -240,7 +238,8 @@ class Command:
                 put_numbers(self.settings.output, bytes(transfer.journal.numbers), self.patience)
             return COMPLETE
         if isinstance(error, ChecksumMismatch):
-            complain("these are not the server's numbers, so they were dropped; CONTINUE fetches them again")
+            again = "; CONTINUE fetches them again" if transfer.journal.kept else ""
+            complain("these are not the server's numbers, so they were dropped" + again)
         elif self.settings.quiet or error.advises:
             refused = isinstance(error, Refused) and not isinstance(error, Forgotten)
             complain("refused: %s" % error if refused else error)
@@ -298,6 +297,8 @@ def main(arguments=None, program=None):
         return Command(settings, program, arguments).run()
     except writer.OutputFailed as error:
         return writer.report(program, error)
+    except OSError as error:  # no more file descriptors, or one that the selector cannot watch
+        return writer.report(program, ConnectionLost("the connection cannot be made: %s" % error))
     except writer.Stopped:  # while an error message was blocked
         return SIGNALLED + signals.arrived[0] if signals.arrived else ConnectionLost.status
     finally:

@@ -46,7 +46,7 @@ class Connector:
         self.tried = []  # [((host, port), address)] of all attempts
         self._endpoints = list(endpoints)  # not looked up yet
         self._addresses = []  # [(endpoint, family, address)] not tried yet
-        self._pending = set()  # LookUps and Attempts
+        self._pending = set()  # SharedLookUps and Attempts
         self._handler = handler
         self._error = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         # Started by the loop, so that the caller has this object before the handler is called.
@@ -58,7 +58,7 @@ class Connector:
         self._endpoints = self._addresses = ()
         pending, self._pending = self._pending, set()
         for each in pending:
-            each.abort()
+            each.leave(self)
 
     def _next(self):
         """Tries the next address, or looks up the next name; earlier ones may still be pending."""
@@ -73,7 +73,7 @@ class Connector:
             if found:
                 self._found(endpoint, found)
             else:
-                self._pending.add(LookUp(self.loop, endpoint, self._looked_up))
+                self._pending.add(share_look_up(self, endpoint))
                 break
         if self._addresses:
             self._try(*self._addresses.pop(0))
@@ -87,7 +87,10 @@ class Connector:
         self.known[endpoint] = found
         self._addresses.extend((endpoint, family, address) for family, address in found[:ADDRESSES_MOST])
 
-    def _looked_up(self, look_up, found, error):
+    def looked_up(self, look_up, found, error):
+        """Called by a SharedLookUp: found is [(family, address)], or error an OSError."""
+        if look_up not in self._pending:  # aborted meanwhile
+            return
         self._pending.discard(look_up)
         if error is None:
             self._found(look_up.endpoint, addresses.alternated(found))
@@ -119,9 +122,10 @@ class Connector:
         """Called by an Attempt with its connected socket: aborts the others and tells the handler."""
         self._pending.discard(attempt)
         self.abort()
-        found = self.known[attempt.endpoint]
-        first = attempt.family, attempt.address
-        self.known[attempt.endpoint] = [first] + [each for each in found if each != first]
+        found = self.known.get(attempt.endpoint)
+        if found:  # else another user of the table has forgotten what was found
+            first = attempt.family, attempt.address
+            self.known[attempt.endpoint] = [first] + [each for each in found if each != first]
         self.tried = [(attempt.endpoint, attempt.address)]
         stream = Stream(self.loop, connection, self._handler)
         try:
@@ -183,8 +187,46 @@ class Attempt:
             self._socket.close()
             self._socket = None
 
+    def leave(self, connector):
+        """Called when the Connector gives up."""
+        self.abort()
+
 
 # ---- looking names up
+
+
+class SharedLookUp:
+    """A look-up for all Connectors of a loop that wait for it: a check has up to 10,000 clients."""
+
+    running = {}  # {(loop, endpoint): SharedLookUp}
+
+    def __init__(self, loop, endpoint):
+        self.endpoint = endpoint
+        self.waiting = set()  # Connectors
+        self._loop = loop
+        self._look_up = LookUp(loop, endpoint, self._ended)
+
+    def _ended(self, look_up, found, error):
+        self.running.pop((self._loop, self.endpoint), None)
+        for connector in self.waiting:  # each in a timer of its own, which the loop guards
+            self._loop.call_later(0, lambda connector=connector: connector.looked_up(self, found, error))
+        self.waiting = set()
+
+    def leave(self, connector):
+        """Called when a Connector gives up; the last one ends the look-up."""
+        self.waiting.discard(connector)
+        if not self.waiting and self.running.get((self._loop, self.endpoint)) is self:
+            del self.running[self._loop, self.endpoint]
+            self._look_up.abort()
+
+
+def share_look_up(connector, endpoint):
+    """The SharedLookUp of an endpoint, a new one or one that is running, which the Connector waits for."""
+    key = connector.loop, endpoint
+    if key not in SharedLookUp.running:
+        SharedLookUp.running[key] = SharedLookUp(*key)
+    SharedLookUp.running[key].waiting.add(connector)
+    return SharedLookUp.running[key]
 
 
 class LookUp:

@@ -55,7 +55,8 @@ class Console:
         if self._file is None:
             return
         data = plain(text).encode("ascii") + b"\n"
-        if len(self._waiting) + len(data) > WAITING_MOST:
+        # After a dropped line all are dropped until the notice, which says "here", can be put there.
+        if self.dropped and not self._failed or len(self._waiting) + len(data) > WAITING_MOST:
             self._drop(1)
             return
         self._waiting += data
@@ -83,11 +84,12 @@ class Console:
             self.loop.watch(self, 0)
 
     def close(self):
-        """Writes what the file takes without waiting; returns the rest (bytes)."""
+        """Writes what the file takes without waiting; returns the rest (bytes), drops reported."""
         for _ in range(WAITING_MOST // WRITE_MOST + 1):
             if self._file is not None and (self._waiting or self.dropped):
                 self._write()
-        left = bytes(self._waiting)
+        left, told = bytes(self._waiting), self._notice()
+        left = told + left if self._failed else left + told
         if self._file is not None:
             self.loop.watch(self, 0)
             self._file = None
@@ -99,14 +101,18 @@ class Console:
         self.dropped += count
         self.dropped_ever += count
 
+    def _notice(self):
+        """The line about dropped lines (bytes), to be put where they are missing; empty if there are none."""
+        if not self.dropped:
+            return b""
+        return (b"\n" if self._torn and self._failed else b"") + self._missing % self.dropped
+
     def _write(self):
         """Writes what the file takes; returns whether to write the rest in the next turn.
 
         It returns False if the loop watches the file, because its event then leads to the next write.
         """
-        notice = b""
-        if self._failed:  # report dropped lines where they are missing
-            notice = (b"\n" if self._torn else b"") + self._missing % self.dropped
+        notice = self._notice() if self._failed else b""
         try:
             with memoryview(notice or self._waiting) as view, view[:WRITE_MOST] as head:
                 written = self._write_some(head) if head else 0

@@ -47,8 +47,13 @@ def find(path):
     A link, a file or a pipe of another user in a sticky world-writable directory such as /tmp is refused, as
     Linux does with fs.protected_symlinks, fs.protected_regular and fs.protected_fifos.
     """
-    if not path or "\0" in path:
-        raise _error(errno.ENOENT if not path else errno.EINVAL)
+    if not path:
+        raise _error(errno.ENOENT)
+    try:
+        if b"\0" in os.fsencode(path):
+            raise _error(errno.EINVAL)
+    except UnicodeError:  # the file system's encoding lacks a character
+        raise _error(errno.EILSEQ) from None
     for _ in range(LINKS_MOST):
         try:
             found = os.lstat(path)
@@ -81,7 +86,9 @@ def require_usable(path):
 def require_writable(path):
     """Raises the OSError that writing to `path` would raise, as far as it can be told in advance."""
     require_usable(path)
-    if own_file(path) is not None:
+    own = own_file(path)
+    if own is not None:
+        os.write(own, b"")  # fails if it is open for reading only
         return
     target = find(path)
     try:
@@ -430,10 +437,10 @@ def _key(status):
 
 
 def _stat(path):
-    """The os.stat_result of `path`, with links followed, or None if nothing is there."""
+    """The os.stat_result of `path`, with links followed, or None if nothing is there or can be reached."""
     try:
         return os.stat(path)
-    except FileNotFoundError:
+    except OSError:
         return None
 
 

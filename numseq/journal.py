@@ -62,8 +62,7 @@ class Journal:
             files.require_usable(self.path)
         except OSError as error:
             raise UsageError("the state %a cannot be used: %s" % (self.path, error.strerror)) from None
-        if os.path.isfile(self.path) and files.own_file(self.path) is not None:
-            raise UsageError("the state %a is the file that the output goes to" % self.path)
+        require_no_output(self.path)
         try:
             self._target, self._claimed = files.claim(self.path)
             if self._claimed is None:
@@ -167,6 +166,12 @@ class Journal:
         complain("the state %a cannot be written, CONTINUE will %s: %s" % (self.path, what, why))
 
 
+def require_no_output(path):
+    """Raises UsageError if this process's standard output or error goes to the regular file at `path`."""
+    if os.path.isfile(path) and files.own_file(path) is not None:
+        raise UsageError("the state %a is the file that the output goes to" % path)
+
+
 def in_use(path):
     """The UsageError for a state that another run has claimed."""
     return UsageError("the state %a is in use by another run, name a different one for this run" % path)
@@ -181,6 +186,8 @@ def load(path, complain=lambda text: None, claim=False):
               locked
     """
     file = None
+    if claim:
+        require_no_output(path)
     try:
         target = files.find(path)
         if claim:

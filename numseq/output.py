@@ -5,8 +5,8 @@ import sys
 import time
 
 from . import digits, files
-from .console import file_of
-from .writer import LOOK, OutputFailed, Patience, Writer, failure, readiness
+from .console import file_of, plain, writer
+from .writer import LOOK, OutputFailed, Patience, Writer, failure
 
 PROGRESS_PAUSE = 0.1  # seconds between two updates of the progress
 WIDTH = 80  # columns of a terminal of unknown width
@@ -76,7 +76,7 @@ class Output:
     def hint(self, command):
         """Writes the command line (text from `shell.join`) that goes on. Raises Stopped."""
         try:
-            self._complaints.write(("%s: to go on: %s\n" % (self._program, command)).encode("ascii"))
+            self._complaints.write(("%s: to go on: %s\n" % (plain(self._program), command)).encode("ascii"))
         except OutputFailed:
             pass
 
@@ -100,6 +100,15 @@ class Output:
 def is_standard_output(path):
     """Whether `path` (text or None) is standard output, under any name."""
     return path == "-" or (path is not None and files.own_file(path) == 1)
+
+
+def require_writable(path):
+    """Raises OutputFailed if put_file could not write to `path` (text), as far as it can be told."""
+    if path != "-":
+        try:
+            files.require_writable(path)
+        except OSError as error:
+            raise failure("%a" % path, error) from None
 
 
 def put_numbers(path, numbers, patience):
@@ -148,7 +157,7 @@ class Progress:
         self._loop = loop
         self._transfer = transfer
         self._terminal = terminal
-        self._is_ready = readiness(terminal)
+        _, self._write_some, self._close = writer(terminal)
         self._is_dumb = os.environ.get("TERM", "") in DUMB
         self._shown = 0  # columns in use
         self._began = loop.now
@@ -164,6 +173,7 @@ class Progress:
         """Clears the line for good."""
         self._loop.cancel(self._timer)
         self.hide()
+        self._close()
 
     def _show(self):
         self._timer = self._loop.call_later(PROGRESS_PAUSE, self._show)
@@ -184,9 +194,10 @@ class Progress:
         else:
             data = ERASE + text
         try:
-            if self._is_ready(0):
-                os.write(self._terminal, data.encode("ascii"))
-                self._shown = len(text)
+            self._write_some(data.encode("ascii"))
+            self._shown = len(text)
+        except BlockingIOError:
+            pass
         except OSError:  # the terminal is gone; the fetch goes on
             self._loop.cancel(self._timer)
             self._shown = 0

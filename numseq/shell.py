@@ -31,6 +31,8 @@ def quote(word):
         return "'%s'" % word.replace("'", "'\\''")
     shown = "".join(chr(byte) if 32 <= byte < 127 and byte not in b"'\\%" else "\\%03o" % byte
                     for byte in data)
+    if shown[0] == "-":  # printf would take it as an option
+        shown = "\\%03o" % ord("-") + shown[1:]
     return "\"$(printf '%s')\"" % shown + ("'%s'" % ends if ends else "")
 
 

@@ -2,7 +2,8 @@
 
 A plain write to a pipe or a terminal blocks while its reader is slow. So before each write that could block,
 a Writer checks whether the file is ready and whether the run is to end. It does not set O_NONBLOCK, because
-that would affect every process that shares the open file.
+that would affect every process that shares the open file. A terminal that is ready may take a single byte, so
+it is opened again for each text, as console.writer does.
 """
 
 import os
@@ -13,7 +14,7 @@ import sys
 import time
 
 from . import signals
-from .console import plain
+from .console import nothing, plain, writer
 
 BUFFER_MOST = 64 * 1024  # bytes buffered before they are written
 WRITE_MOST = getattr(select, "PIPE_BUF", 512)  # bytes per write: a pipe that is ready takes this many
@@ -86,6 +87,7 @@ class Writer:
         self._patience = Patience() if patience is None else patience
         self._waiting = bytearray()
         self._is_ready = None
+        self._is_terminal = file is not None and os.isatty(file)
         if file is not None and not stat.S_ISREG(os.fstat(file).st_mode):  # a disk never blocks for long
             self._is_ready = readiness(file)
 
@@ -104,9 +106,12 @@ class Writer:
         """Writes the buffer."""
         data, self._waiting = bytes(self._waiting), bytearray()
         written = 0
+        write_some, close = lambda some: os.write(self._file, some), nothing
+        if data and self._is_terminal:
+            _, write_some, close = writer(self._file)
         try:
             while written < len(data):
-                written += self._write(data, written)
+                written += self._write(write_some, data, written)
         except Stopped:
             self._waiting += data[written:]
             raise
@@ -114,15 +119,17 @@ class Writer:
             raise Unread("nobody reads %s" % self._name) from None
         except OSError as error:
             raise failure(self._name, error) from None
+        finally:
+            close()
 
-    def _write(self, data, begin):
+    def _write(self, write_some, data, begin):
         if self._is_ready is None:
-            return os.write(self._file, data[begin:])
+            return write_some(data[begin:])
         while not self._is_ready(0):
             self._patience.look()
             self._is_ready(LOOK)
         try:
-            return os.write(self._file, data[begin:begin + WRITE_MOST])
+            return write_some(data[begin:begin + WRITE_MOST])
         except BlockingIOError:
             self._patience.look()
             time.sleep(REST)
@@ -152,7 +159,7 @@ def put_text(stream, text):
 
 
 def report(program, error):
-    """Writes an OutputFailed to standard error, except for Unread; returns the exit status."""
+    """Writes an error with a status to standard error, unless it is Unread; returns the status."""
     if not isinstance(error, Unread):
         try:
             put_text(sys.stderr, plain("%s: %s" % (program, error)) + "\n")

@@ -48,6 +48,15 @@ def time_limit(request):
     signal.signal(signal.SIGALRM, previous)
 
 
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """Restores the handlers: a server's `main` leaves signals ignored, and programs inherit that."""
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def clock():
     return Clock()

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import resource
 import select
 import signal
 import socket
@@ -15,8 +16,8 @@ import time
 
 import pytest
 
-from helpers import ROOT, jump_until, pass_time
-from programs import HOST, Liar, cut, hang, honest, instead, numbers_of
+from helpers import ROOT, fill_pipe, jump_until, pass_time
+from programs import HOST, Liar, cut, hang, honest, instead, numbers_of, script
 from proxy import DOWN, FIN, RST, UP, Plan, Proxy
 
 from numseq import check, figures, lines, protocol
@@ -361,6 +362,11 @@ def test_clients_share_the_requests_in_flight_and_the_numbers(world, clients, wi
     assert (world.lines[0]["window"], world.lines[0]["n"]) == (window, n)
 
 
+def test_interval_too_short_for_the_clock_is_a_line_a_turn(world):
+    end = world.run("--clients", 1, "--duration", 0.1, "--interval", 1e-320, "-n", 10)
+    assert end["status"] == 0 and len(world.of("interval")) > 5
+
+
 def test_nothing_is_left_on_the_loop_after_a_check(world):
     before = world.loop.timers()
     world.begin("--clients", 3, "--duration", 100)
@@ -509,6 +515,79 @@ def test_unwritable_report_is_reported_before_the_check(programs, server):
     ended = programs.client("CHECK", server.port, "--duration", 1000, "--report", "missing/report.html")
     assert (ended.status, ended.out) == (OUTPUT_FAILED, "")
     assert "'missing/report.html' cannot be written" in ended.err
+
+
+def test_earlier_report_stays_until_the_check_is_over(programs, server, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("earlier")
+    client = programs.start_client("CHECK", server.port, "--duration", 1000, "--interval", 0.05, "--report",
+                                   path)
+    client.wait_for("\n")
+    assert path.read_text() == "earlier"
+    client.process.send_signal(signal.SIGINT)
+    client.wait()
+    assert "<svg" in path.read_text()
+
+
+def test_reader_of_a_pipe_gets_the_report_and_nothing_else(programs, server, tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(str(path))
+    client = programs.start_client("CHECK", server.port, "--duration", 0.1, "-n", 500, "--report", path)
+    with open(str(path)) as pipe:
+        page = pipe.read()
+    assert client.wait().status == 0
+    assert page.startswith("<!DOCTYPE html>") and "<svg" in page and page.count("DOCTYPE") == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_report_that_fails_at_the_end_leaves_the_summary(programs, server):
+    ended = programs.client("CHECK", server.port, "--duration", 0.1, "-n", 500, "--report", "/dev/full")
+    assert (ended.status, ended.err.count("\n")) == (OUTPUT_FAILED, 1)
+    assert "\nAll sequences verified: " in ended.out
+
+
+def test_report_is_written_where_nobody_reads_the_lines(programs, server, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    path = tmp_path / "report.html"
+    ended = programs.client("CHECK", server.port, "--duration", 1000, "--report", path, out=writing)
+    os.close(writing)
+    assert (ended.status, ended.err) == (UNREAD, "")
+    assert "<svg" in path.read_text()
+
+
+@pytest.fixture
+def blocked(programs):
+    """A function: a CHECK of a port (with options) whose standard output is a pipe that nobody reads."""
+    ends = os.pipe()
+    fill_pipe(ends[1])
+    yield lambda port, *options: programs.start_client("CHECK", port, *options, out=ends[1])
+    for file in ends:
+        os.close(file)
+
+
+def test_max_time_ends_it_where_nobody_reads(blocked, server):
+    assert blocked(server.port, "--duration", 0.1, "--max-time", 0.5).wait() == (4, None, "")
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signal_ends_it_where_nobody_reads(blocked, number, status):
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        listener.listen()
+        client = blocked(listener.getsockname()[1], "--duration", 1000)
+        listener.accept()[0].close()
+        client.process.send_signal(number)
+        assert client.wait() == (status, None, "")
+
+
+@pytest.mark.parametrize("files", range(4, 10))
+def test_too_few_files_are_one_line_or_drops(programs, server, files):
+    ended = programs.client("CHECK", server.port, "--duration", 0.1, "--retry", 0, "-n", 10,
+                            run=("-I", "-S") + script("client"),
+                            preexec=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files)))
+    assert ended.status in (0, 4) and "Traceback" not in ended.err
+    assert ended.out or (ended.err.count("\n"), os.strerror(errno.EMFILE) in ended.err) == (1, True)
 
 
 @pytest.mark.parametrize("wrong", [

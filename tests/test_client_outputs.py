@@ -14,6 +14,7 @@ from helpers import ROOT, fill_pipe, needs_proc, turn_until
 from programs import CLIENT_ID, cut, hang, honest, instead, module, numbers_of, script
 
 from numseq import shell
+from numseq.console import plain
 
 pytestmark = pytest.mark.slow
 COUNT = 3000
@@ -218,6 +219,14 @@ def test_hint_names_the_program_as_it_was_called(run, liar, called):
     result = run(server, *NEW, "-q", run=called, PYTHONPATH=ROOT)
     assert result.err.splitlines()[-1].endswith(
         ": to go on: %s CONTINUE %d" % (shell.join((sys.executable,) + called), server.port))
+
+
+@pytest.mark.parametrize("name", ["cli\u00ebnt", "a\nb", os.fsdecode(b"\xff")], ids=ascii)
+def test_program_with_an_odd_name_has_a_hint_of_one_line(run, liar, tmp_path, name):
+    os.symlink(*script("client"), str(tmp_path / name))
+    result = run(liar(instead(GOOD, RECV_3=cut)), *NEW, "-q", run=(name,))
+    assert (result.status, result.err.count("\n")) == (4, 2)
+    assert result.err.splitlines()[1].startswith("%s: to go on: " % plain(name))
 
 
 # ---- limits

@@ -210,11 +210,15 @@ def test_invalid_settings_are_refused_in_one_line_before_anything_is_sent(run, l
     assert sorted(os.listdir(str(tmp_path))) == before and (tmp_path / "file").read_text() == "the user's"
 
 
-def test_state_that_is_the_file_behind_standard_output_is_refused(run, liar, tmp_path):
+@pytest.mark.parametrize("command", [NEW, ("CONTINUE",)], ids=["NEW", "CONTINUE"])
+def test_state_that_is_the_file_behind_standard_output_is_refused(run, liar, tmp_path, command):
+    assert run(liar(GOOD), *NEW).status == 0
+    before = (tmp_path / "numseq.state").read_bytes()
     with open(str(tmp_path / "numseq.state"), "ab") as out:
-        result = run(liar(GOOD), *NEW, out=out)
+        result = run(liar(GOOD), *command, out=out)
     said = "client.py: the state 'numseq.state' is the file that the output goes to\n"
     assert (result.status, result.err) == (2, said)
+    assert (tmp_path / "numseq.state").read_bytes() == before
 
 
 # ---- where nobody reads standard output, or it cannot be written
@@ -552,6 +556,12 @@ def test_continue_fetches_numbers_with_a_wrong_checksum_anew(run, liar):
     server = liar(GOOD)
     assert run(server, "CONTINUE", "-q") == (0, RESULT, "")
     assert server.heard()[1:] == ["RECV,%d" % index for index in range(5)] + ["FIN"]
+
+
+def test_continue_is_not_promised_without_a_state(run, liar):
+    result = run(liar(WRONG_CHECKSUM), *NEW, "-q", "--state", os.devnull)
+    assert result.status == 1 and "they were dropped\n" in result.err
+    assert result.err.count("CONTINUE") == result.err.count("CONTINUE will not be possible") == 1
 
 
 def test_unacknowledged_new_sequence_leaves_the_earlier_state(run, liar, tmp_path):

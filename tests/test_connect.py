@@ -56,6 +56,17 @@ def test_connected_is_called_once_the_connection_stands(loop, listener):
     handler.stream.abort()
 
 
+def test_addresses_forgotten_by_another_connector_cost_no_connection(loop, listener, monkeypatch):
+    """Many fetches share the table, and one that cannot connect empties it."""
+    start = module.Attempt.start
+    known, handler = {}, Recorder()
+    monkeypatch.setattr(module.Attempt, "start", lambda attempt: (known.clear(), start(attempt)))
+    module.Connector(loop, [listener.address], handler, known)
+    turn_until(loop, lambda: handler.events)
+    assert (handler.events, known) == (["connected"], {})
+    handler.stream.abort()
+
+
 @lesson(24)
 def test_refused_connection_is_reported(loop, closed_port):
     handler = Recorder()
@@ -245,6 +256,39 @@ def test_look_up_given_up_leaves_nothing(loop, monkeypatch, no_children):
     connector.abort()
     assert len(loop.poller.selector.get_map()) == loop.timers() == 0
     assert handler.events == []
+
+
+def test_connectors_that_wait_for_one_name_share_a_look_up(loop, listener, monkeypatch, no_children):
+    asked = []
+    real = module.LookUp
+    monkeypatch.setattr(module, "LookUp", lambda *of: asked.append(of) or real(*of))
+    handlers = [Recorder() for _ in range(3)]
+    connectors = [connect(loop, "localhost", listener.address[1], handler) for handler in handlers]
+    loop.turn()
+    connectors[0].abort()
+    turn_until(loop, lambda: handlers[1].stream and handlers[2].stream)
+    assert (len(asked), handlers[0].events) == (1, [])
+    connect(loop, "localhost", listener.address[1], handlers[0])
+    turn_until(loop, lambda: handlers[0].stream)
+    assert len(asked) == 2, "a later one is looked up anew"
+    assert module.SharedLookUp.running == {}
+    for handler in handlers:
+        handler.stream.abort()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
+def test_look_up_that_cannot_be_watched_blocks_and_leaves_nothing(loop, monkeypatch, no_children):
+    def refuse(watched, interest):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = os.listdir("/proc/self/fd")
+    ended = []
+    monkeypatch.setattr(loop.poller, "_register", refuse)
+    module.LookUp(loop, ("localhost", 5000), lambda *outcome: ended.append(outcome))
+    loop.turn()
+    (_, found, error), = ended
+    assert found and error is None
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_files_of_the_parent_are_closed_in_the_child(loop, connected_sockets, monkeypatch, no_children):

@@ -12,7 +12,7 @@ import socket
 
 import pytest
 
-from helpers import Recorder, is_idle, run_python, turn_until
+from helpers import Recorder, fill_pipe, is_idle, run_python, turn_until
 from numseq import console as module
 from numseq.console import Console, file_of, open_standard_streams
 
@@ -329,6 +329,29 @@ def test_close_returns_what_the_file_did_not_take(loop, console_on, pipe):
     written = reader_of(theirs)()
     assert (written + left.decode("ascii")).startswith(TEXT % 0 + "\n" + TEXT % 1)
     assert left.endswith(b"\n")
+
+
+def test_close_says_how_many_lines_are_missing(loop, console_on, pipe):
+    _, ours = pipe
+    fill_pipe(ours.fileno())
+    console = console_on(ours)
+    write_lines(console, 0, 5000)
+    check_lines(console.close().decode("ascii"), 5000)
+
+
+def test_missing_lines_are_told_where_they_are_missing(loop, console_on, pipe):
+    theirs, ours = pipe
+    fill_pipe(ours.fileno())
+    console = console_on(ours)
+    write_lines(console, 0, module.WAITING_MOST // (len(TEXT % 0) + 1))
+    before = console.dropped
+    console.line("x" * len(TEXT % 0) * 2)  # has no room
+    console.line("short")  # would have
+    read = reader_of(theirs)
+    turn_until(loop, lambda: "missing" in read())
+    console.line("more")
+    turn_until(loop, lambda: "more" in read())
+    assert (before, read().splitlines()[-2:]) == (0, [(module.MISSING % 2).decode().strip(), "more"])
 
 
 def test_line_for_missing_lines_can_be_another(loop, console_on, pipe):

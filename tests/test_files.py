@@ -399,6 +399,7 @@ def test_file_that_comes_at_the_last_moment_is_not_lost(path, monkeypatch):
     ("", errno.ENOENT), (".", errno.EISDIR), ("folder", errno.EISDIR), ("folder/", errno.EISDIR),
     ("missing/", errno.EISDIR), ("missing/x", errno.ENOENT), ("file/x", errno.ENOTDIR),
     ("n" * 256, errno.ENAMETOOLONG), ("circle", errno.ELOOP), ("a\0b", errno.EINVAL),
+    ("\ud800", errno.EILSEQ),
     ("to-missing", errno.ENOENT), ("to-folder", errno.EISDIR),
 ])
 def test_impossible_path_is_not_usable(tmp_path, monkeypatch, name, code):
@@ -425,6 +426,20 @@ def test_check_of_a_path_leaves_nothing_and_changes_nothing(tmp_path, path):
     files.require_writable(path + ".pipe")
     files.require_writable(os.devnull)
     assert os.stat(path) == before and len(os.listdir(str(tmp_path))) == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
+def test_file_of_this_process_that_is_only_read_is_told_before(path):
+    make(path)
+    for flags in os.O_RDWR, os.O_RDONLY:
+        with open(os.open(path, flags), "rb") as file:
+            name = "/proc/self/fd/%d" % file.fileno()
+            if flags == os.O_RDWR:
+                files.require_writable(name)
+                continue
+            with pytest.raises(OSError) as refused:
+                files.require_writable(name)
+            assert refused.value.errno == errno.EBADF
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])

@@ -448,12 +448,15 @@ def test_second_of_two_runs_that_begin_at_once_keeps_no_state(path, complaints):
     assert get(path) == header() + NUMBERS[:5]
 
 
-@pytest.mark.parametrize("what", ["removed", "replaced"])
+@pytest.mark.parametrize("what", ["removed", "replaced", "unreachable"])
 def test_state_that_was_taken_away_is_told_at_the_end(path, complaints, what):
     made = begun(path, NUMBERS[:5], complaints)
     os.unlink(path)
     if what == "replaced":
         put(path, b"another's")
+    elif what == "unreachable":  # its directory was moved, and a file is there now
+        os.rmdir(os.path.dirname(path))
+        put(os.path.dirname(path), b"another's")
     made.close()
     assert not made.kept
     assert complaints == ["the state %r cannot be written, CONTINUE will not be possible: "

@@ -129,9 +129,18 @@ def test_nothing_is_drawn_outside_the_foreground(draw, terminal, monkeypatch):
     assert draw() == ""
 
 
-def test_progress_does_not_wait_for_a_stalled_terminal(draw, terminal, monkeypatch):
-    monkeypatch.setattr(output, "readiness", lambda file: lambda seconds: False)
-    assert draw() == ""
+def test_progress_does_not_wait_for_a_stalled_terminal(loop, transfer, terminal):
+    progress = Progress(loop, transfer, terminal.file)
+    os.set_blocking(terminal.file, False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(terminal.file, b"x" * 1000)
+    os.set_blocking(terminal.file, True)
+    assert os.read(terminal.here, 10)
+    for _ in range(3):
+        loop.turn()
+    progress.close()
+    assert loop.timers() == 0
 
 
 def test_lost_terminal_ends_only_the_progress(loop, draw, terminal, monkeypatch):

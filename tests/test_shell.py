@@ -17,6 +17,7 @@ WORDS = [
     "plain", "a b", "it's", "''", '"', "$HOME", "`id`", "a\\b", "*", "~", "#", "!x", "a;b", "a&b", "(", "-x",
     "--a=b c", "\u00e9", "st\u00e4nd '$x' %d \\n", "tab\there", "line\nbreak", "ends\n", "\u00e9\n\n", "\n",
     "\x1b[31m", "\x7f", "%", "%s\u00e9", os.fsdecode(b"\xff\xfe raw"), "\u65e5\u672c", "a=b", "[x]", "{a,b}",
+    "-\u00e9", "--a=\u00e9",
     "^", "1\x01", "",
 ]
 

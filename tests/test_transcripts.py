@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import os
 import re
+import signal
 import socket
 import sys
 import time
@@ -14,7 +15,7 @@ import zipfile
 import pytest
 from programs import CLIENT_ID, HOST, ROOT, TRANSCRIPT_1, module, numbers_of, script
 
-from helpers import turn_until
+from helpers import fill_pipe, turn_until
 from numseq import demo, shell
 from numseq.server import SESSION_TIMEOUT, Server
 from numseq.store import MISSING
@@ -354,6 +355,24 @@ def test_missing_state_is_reported_in_one_line(programs, port):
 # ---- the demonstration
 
 
+# `python -m numseq`, which says when it waits for its reader.
+AS_SEEN = """
+import os, sys
+from numseq import __main__, writer
+
+class Patience(writer.Patience):
+    def look(self):
+        os.write(2, b"here\\n" * (not said))
+        said.append(True)
+        super().look()
+
+said = []
+writer.Patience = Patience
+from numseq import output
+output.Patience = Patience
+sys.exit(__main__.main())
+"""
+
 @pytest.mark.parametrize("run", [("-m", "numseq"), ("numseq",)])
 def test_demo_shows_the_cut_and_ends_with_a_verified_checksum(programs, run):
     ended = programs.python(*run, cwd=ROOT)
@@ -386,6 +405,20 @@ def test_demo_ends_without_a_traceback_when_its_reader_leaves(programs):
     finally:
         os.close(writing)
     assert (ended.status, ended.err) == (141, "")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_demo_and_help_end_without_a_traceback_at_an_interrupt(programs, arguments):
+    reading, writing = os.pipe()
+    try:
+        fill_pipe(writing)
+        started = programs.start_client(*arguments, run=("-c", AS_SEEN), cwd=ROOT, out=writing)
+        started.wait_for("here", which=1)
+        started.process.send_signal(signal.SIGINT)
+        assert started.wait() == (130, None, "here\n")
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")

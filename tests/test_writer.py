@@ -118,6 +118,18 @@ def test_terminal_gets_every_byte(monkeypatch):
     assert b"".join(got).replace(b"\r\n", b"\n") == LARGE
 
 
+def test_terminal_that_nobody_reads_does_not_block():
+    pty = pytest.importorskip("pty")
+    here, there = pty.openpty()
+    for _ in range(2):  # full, or nearly so
+        with pytest.raises(Stopped):
+            Writer(there, Impatience(3)).write(LARGE)
+        os.read(here, 1)
+    assert os.get_blocking(there), "others have the terminal open as well"
+    os.close(here)
+    os.close(there)
+
+
 def test_file_gets_all_in_one_write(tmp_path, monkeypatch):
     sizes = []
     real = os.write
