@@ -170,14 +170,15 @@ class Command:
     def check_output(self):
         """Raises UsageError if --output cannot be a file, and OutputFailed if it cannot be written."""
         output, state = self.settings.output, self.settings.state
-        if output in (None, "-"):
+        if output is None:
             return
-        try:
-            files.require_usable(output)
-        except OSError as error:
-            raise UsageError("--output %a cannot be used: %s" % (output, error.strerror)) from None
-        if files.is_same(output, state):
-            raise UsageError("--output and --state are the same file: %a" % output)
+        if output != "-":
+            try:
+                files.require_usable(output)
+            except OSError as error:
+                raise UsageError("--output %a cannot be used: %s" % (output, error.strerror)) from None
+            if files.is_same(output, state):
+                raise UsageError("--output and --state are the same file: %a" % output)
         require_writable(output)
 
     def open_journal(self):

@@ -1,5 +1,6 @@
 """The outputs of a client: the transcript, the result, the progress, and the numbers."""
 
+import errno
 import os
 import sys
 import time
@@ -104,11 +105,19 @@ def is_standard_output(path):
 
 def require_writable(path):
     """Raises OutputFailed if put_file could not write to `path` (text), as far as it can be told."""
-    if path != "-":
-        try:
+    try:
+        if path == "-":
+            if file_of(sys.stdout) is None:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        else:
             files.require_writable(path)
-        except OSError as error:
-            raise failure("%a" % path, error) from None
+    except OSError as error:
+        raise failure(name_of(path), error) from None
+
+
+def name_of(path):
+    """The name (text) of the output `path` (text) in messages."""
+    return "standard output" if path == "-" else "%a" % path
 
 
 def put_numbers(path, numbers, patience):
@@ -123,7 +132,7 @@ def put_file(path, data, patience=None):
     Devices, pipes and open files of this process (such as /dev/stdout) are written to instead.
     Raises OutputFailed, Unread and Stopped.
     """
-    name = "standard output" if path == "-" else "%a" % path
+    name = name_of(path)
     try:
         own = file_of(sys.stdout) if path == "-" else files.own_file(path)
         if path == "-" or own is not None:

@@ -349,7 +349,7 @@ class Client:
     def closed(self, stream, error):
         """Called by the Stream or the Connector."""
         if stream is None or stream is self._link:
-            self._lose(error.strerror or str(error) if error else "has closed the connection")
+            self._lose(failure(error) if error else "has closed the connection")
 
     def _connect(self):
         """Connects to the current place."""
@@ -366,7 +366,7 @@ class Client:
         try:
             self.connected(connect_to_path(self._loop, name, self))
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+            reason = failure(error)
             self._set_link_timer(0, lambda: self._lose(reason))  # later, as this may run in __init__
 
     def _greeted(self, replies):
@@ -448,6 +448,11 @@ class Client:
     def _set_link_timer(self, delay, callback):
         timer, self._link_timer = self._link_timer, self._loop.call_later(delay, callback)
         self._loop.cancel(timer)
+
+
+def failure(error):
+    """An exception as the reason (text) of an outage."""
+    return "failed: %s" % (getattr(error, "strerror", None) or error)
 
 
 def greeting(place):

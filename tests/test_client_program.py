@@ -258,7 +258,7 @@ def test_full_standard_output_is_reported_in_one_line(programs, port, options):
 
 @pytest.mark.parametrize("options, status, files", [
     ((), 0, []), (("-q",), 0, []), (("--output", "numbers"), 0, ["numbers"]),
-    (("--output", "-"), 0, []), (("--output", "/dev/full"), OUTPUT_FAILED, []),
+    (("--output", "/dev/full"), OUTPUT_FAILED, []),
 ])
 @pytest.mark.parametrize("closed", [(1,), (1, 2), (0, 1, 2)])
 def test_client_works_with_its_standard_streams_closed(
@@ -268,6 +268,14 @@ def test_client_works_with_its_standard_streams_closed(
     assert sorted(os.listdir(str(tmp_path))) == files + ["numseq.state"]
     assert load(str(tmp_path / "numseq.state")).batches() == 5
     assert "Traceback" not in result.err
+
+
+def test_output_to_a_closed_standard_output_is_refused_at_the_start(programs, liar, tmp_path):
+    server = liar(GOOD)
+    result = programs.client(*NEW, server.port, "--output", "-", preexec=lambda: os.close(1))
+    said = "client.py: standard output cannot be written: %s\n" % os.strerror(errno.EBADF)
+    assert (result.status, result.err) == (OUTPUT_FAILED, said)
+    assert server.peers == [] and os.listdir(str(tmp_path)) == []
 
 
 @pytest.mark.parametrize("closed", [False, True])

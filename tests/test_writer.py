@@ -166,9 +166,12 @@ def test_line_is_printable_ascii(pipe):
     assert os.read(pipe[0], 100) == b"\\xe9\\n\\x1b[31m\n"
 
 
-def test_nowhere_takes_everything():
-    Writer(None).write(LARGE)
-    writer.put_text(None, "text")
+def test_nowhere_takes_everything_without_a_wait():
+    class Waits:
+        look = None  # calling it would fail
+
+    assert Writer(None, Waits()).write(LARGE) is None
+    assert writer.put_text(None, "text") is None
 
 
 # ---- the wait
