@@ -42,7 +42,7 @@ def dispatch(arguments):
             from . import early
 
             early.handle_signals()  # before the slow imports
-            from .server import main as run
+            from .serving import main as run
         elif command == "client":
             from . import signals
 
@@ -61,7 +61,7 @@ def server():
     from . import early
 
     early.handle_signals()
-    from .server import main as run
+    from .serving import main as run
 
     return run()
 

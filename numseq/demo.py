@@ -3,7 +3,7 @@
 from .journal import Journal
 from .loop import Loop
 from .output import Output
-from .server import Server
+from .serving import Server
 from .store_memory import MemoryStore
 from .transfer import Fetch, new_id
 from .writer import OutputFailed, report

@@ -25,7 +25,7 @@ from numseq.check import Check
 from numseq.client import parse_arguments
 from numseq.errors import ConnectionLost, Refused
 from numseq.writer import OUTPUT_FAILED, UNREAD
-from numseq.server import Server
+from numseq.serving import Server
 from numseq.store_memory import MemoryStore
 from numseq.transfer import WINDOW
 

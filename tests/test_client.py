@@ -16,7 +16,7 @@ from numseq import client, errors, files, protocol
 from numseq.transfer import WINDOW, Fetch
 from numseq.errors import ChecksumMismatch, ConnectionLost, ProtocolBroken, Refused, UsageError
 from numseq.journal import Journal, load
-from numseq.server import Server
+from numseq.serving import Server
 from numseq.store_memory import MemoryStore
 from numseq.window import PROMPT_FLIGHT
 
@@ -702,7 +702,7 @@ def test_importing_the_package_loads_only_its_errors():
 
 
 def test_client_loads_neither_argparse_nor_the_server():
-    unwanted = {"argparse", "asyncio", "ssl", "threading", "numseq.server", "numseq.store", "numseq.options"}
+    unwanted = {"argparse", "asyncio", "ssl", "threading", "numseq.serving", "numseq.store", "numseq.options"}
     assert not unwanted & loaded_by("import numseq.client")
 
 

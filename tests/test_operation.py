@@ -416,7 +416,7 @@ sys.path.insert(0, %r)
 for name, file in ("stdin", 0), ("stdout", 1), ("stderr", 2):
     if file in %r:
         setattr(sys, name, None)
-from numseq.server import main
+from numseq.serving import main
 sys.exit(main(["%d"], "server.py"))
 """
     with socket.socket() as free:
