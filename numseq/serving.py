@@ -11,7 +11,7 @@ from .addresses import PORT_MOST, format_endpoint
 from .budget import Budget
 from .checksums import Checksums
 from .loop import OUTPUT_HIGH, READ_SIZE, Loop
-from .metrics import Exporter, Figures, families, summary
+from .metrics import Figures, families, summary
 from .session import ENDINGS, ERRORS, LAST_WORD, Farewell, Session
 from .store import ANSWERED, CLIENTS_MOST, EXISTS, FAILED, FULL, MISSING, RETENTION, SHARED
 from .store import Requests, from_url, scheme_of
@@ -245,7 +245,7 @@ class Server:
             return None
 
     def families(self, dropped):
-        """The figures for metrics.render and metrics.summary; dropped is the number of dropped lines."""
+        """The figures, as metrics.families has them; dropped is the number of dropped lines."""
         return families(self.figures, self.loop, len(self.sessions) + len(self.farewells), self._sequences(),
                         dropped)
 
@@ -495,16 +495,18 @@ def serve(settings, program, environment=os.environ):
                     settings.connections_per_address, complain)
     loop.report = server.report
     supervisor = Supervisor(environment)
-    exporter = Exporter(loop, lambda: server.families(lines.dropped_ever + complaints.dropped_ever),
-                        server.trouble)
+    exporter = None
     where = settings.host, settings.port
 
     def drain():
         supervisor.stopping(server.status())
         server.drain()
 
+    def figures():
+        return server.families(lines.dropped_ever + complaints.dropped_ever)
+
     def tell_figures():
-        for line in summary(exporter.figures()):
+        for line in summary(figures()):
             complain(line)
 
     try:
@@ -516,7 +518,10 @@ def serve(settings, program, environment=os.environ):
         else:
             addresses = server.listen(settings.host, settings.port, settings.reuse_port)
         if settings.metrics:
+            from .exporter import Exporter
+
             where = settings.metrics
+            exporter = Exporter(loop, figures, server.trouble)
             exporter.listen(*where)
         for name in early.ENDING:
             loop.on_signal(getattr(signal, name), drain)
@@ -543,7 +548,8 @@ def serve(settings, program, environment=os.environ):
         loop.run()
         status = 0
     server.close()
-    exporter.close()
+    if exporter is not None:
+        exporter.close()
     supervisor.close()
     for output in (lines, complaints):
         output.close()
