@@ -39,9 +39,9 @@ def dispatch(arguments):
         if not arguments:
             from .demo import main as run
         elif command == "server":
-            from . import early
+            from . import signals
 
-            early.handle_signals()  # before the slow imports
+            signals.exit_at_once()  # before the slow imports
             from .serving import main as run
         elif command == "client":
             from . import signals
@@ -58,9 +58,9 @@ def dispatch(arguments):
 
 def server():
     """Entry point of the command numseq-server; returns the exit status."""
-    from . import early
+    from . import signals
 
-    early.handle_signals()
+    signals.exit_at_once()
     from .serving import main as run
 
     return run()

@@ -14,9 +14,9 @@ if __name__ == "__main__":  # signals first: see signals.py
             import os  # run as a file: let the package be found, through symbolic links too
 
             sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-        from numseq import early
+        from numseq import signals
 
-        early.handle_signals()
+        signals.exit_at_once()
         from numseq.serving import main
     except (AttributeError, ImportError) as error:  # see docs/builds.md
         print("numseq does not run on this Python:", error, file=sys.stderr)

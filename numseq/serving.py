@@ -1,12 +1,11 @@
 """The server: accepts connections, gives each a session, and is run by a command line."""
 
 import os
-import signal
 import socket
 import sys
 import types
 
-from . import console, early, process, protocol, sequence
+from . import console, process, protocol, sequence, signals
 from .addresses import PORT_MOST, format_endpoint
 from .budget import Budget
 from .checksums import Checksums
@@ -523,10 +522,10 @@ def serve(settings, program, environment=os.environ):
             where = settings.metrics
             exporter = Exporter(loop, figures, server.trouble)
             exporter.listen(*where)
-        for name in early.ENDING:
-            loop.on_signal(getattr(signal, name), drain)
-        if hasattr(signal, "SIGUSR1"):
-            loop.on_signal(signal.SIGUSR1, tell_figures)
+        for number in signals.SERVER_NUMBERS:
+            loop.on_signal(number, drain)
+        if signals.FIGURES is not None:
+            loop.on_signal(signals.FIGURES, tell_figures)
         os.close(os.dup(0))  # one connection has to be possible, at least
     except ImportError as error:
         complain("TEST_MODE is not possible on this Python: %s" % error)
@@ -577,7 +576,7 @@ def main(arguments=None, program=None):
 
     Takes over the signals of the process; SIGTERM and SIGINT are ignored when it returns.
     """
-    early.handle_signals()
+    signals.exit_at_once()
     try:
         console.open_standard_streams()
         program = program or os.path.basename(sys.argv[0])
@@ -585,4 +584,4 @@ def main(arguments=None, program=None):
     except KeyboardInterrupt:  # before the loop has taken over
         return 0
     finally:
-        early.ignore_signals()
+        signals.ignore()
