@@ -368,6 +368,7 @@ def connections_limit(loop):
 DESCRIPTION = "Keeps sequences of numbers and sends them over connections that drop.\n" \
               "With TEST_MODE in the environment, a sequence follows from the client's id."
 
+USAGE = 2  # the exit status where the settings are wrong
 STORE_VARIABLE = "NUMSEQ_STORE"  # environment variable: keeps a password out of the list of processes
 
 DEFAULTS = {
@@ -446,21 +447,12 @@ def parse_arguments(arguments, program):
     return parser.parse_args(arguments)
 
 
-def make_store(settings, loop, forgotten, complain, environment):
-    """The store for the settings. Raises ValueError if they are wrong, OSError if the store is unusable."""
-    source, url = "--store", settings.store
-    if url is None:
-        source, url = STORE_VARIABLE, environment.get(STORE_VARIABLE) or "memory:"
-    try:
-        if settings.reuse_port and scheme_of(url) not in SHARED:
-            source = "--reuse-port"
-            raise ValueError("the servers need a store that they share: --store redis:// or redis+socket://")
-        return from_url(url, loop, forgotten, settings.retention, settings.clients, settings.session_timeout,
-                        sequence.DRAWING, complain)
-    except ValueError as error:
-        raise ValueError("%s: %s" % (source, error)) from None
-    except OSError as error:
-        raise OSError(error.errno, "%s: %s" % (source, error.strerror or error)) from None
+class CannotStart(Exception):
+    """The server cannot start; str() says why in one line, `status` is the exit status."""
+
+    def __init__(self, text, status=1):
+        super().__init__(text)
+        self.status = status
 
 
 def serve(settings, program, environment=os.environ):
@@ -471,31 +463,33 @@ def serve(settings, program, environment=os.environ):
     loop.output_high = settings.unsent
     lines = console.Console(loop, console.file_of(sys.stdout))
     complaints = console.Console(loop, console.file_of(sys.stderr))
+    opened = [loop, complaints, lines]  # closed at the end, the last one first
 
     def complain(text):
         complaints.line("%s: %s" % (program, text))
 
-    def forgotten(client_id):
-        server.figures.purged += 1
-        if not settings.quiet:
-            lines.line("Purging client info for: " + client_id.decode("ascii"))
-
     try:
-        store = make_store(settings, loop, forgotten, complain, environment)
-    except (ValueError, OSError) as error:
-        complain(getattr(error, "strerror", None) or str(error))
-        for output in (lines, complaints):
-            output.close()
-        loop.close()
-        return 1 if isinstance(error, OSError) else 2
-    test_mode = "TEST_MODE" in environment
-    server = Server(loop, store, complaints.line if settings.verbose else None, settings.session_timeout,
-                    connections(settings, loop), settings.turn_messages, test_mode,
-                    settings.connections_per_address, complain)
-    loop.report = server.report
+        start(settings, environment, loop, lines, complaints, complain, opened)
+        loop.run()
+        return 0
+    except CannotStart as error:
+        complain(str(error))
+        return error.status
+    finally:
+        for each in reversed(opened):
+            each.close()
+
+
+def start(settings, environment, loop, lines, complaints, complain, opened):
+    """Starts the server on the loop, and adds to `opened` what has to be closed. Raises CannotStart.
+
+    A store and the exporter are loaded only if the settings ask for them, and before it listens: later there
+    may be no file left to load a module with, or a newer version in its place.
+    """
+    server = make_server(settings, environment, loop, lines, complaints, complain)
+    opened.append(server)
     supervisor = Supervisor(environment)
-    exporter = None
-    where = settings.host, settings.port
+    opened.append(supervisor)
 
     def drain():
         supervisor.stopping(server.status())
@@ -508,67 +502,86 @@ def serve(settings, program, environment=os.environ):
         for line in summary(figures()):
             complain(line)
 
+    where = settings.host, settings.port
     try:
-        if test_mode:
-            sequence.draw("", 0, 1)  # loads the module that this needs, while there are files to open it with
         passed = listening_sockets(environment)
-        if passed:
-            addresses = server.listen_on(passed)
-        else:
-            addresses = server.listen(settings.host, settings.port, settings.reuse_port)
+        addresses = server.listen_on(passed) if passed else server.listen(*where, settings.reuse_port)
         if settings.metrics:
             from .exporter import Exporter
 
             where = settings.metrics
-            exporter = Exporter(loop, figures, server.trouble)
-            exporter.listen(*where)
+            opened.append(Exporter(loop, figures, server.trouble))
+            opened[-1].listen(*where)
         for number in signals.SERVER_NUMBERS:
             loop.on_signal(number, drain)
         if signals.FIGURES is not None:
             loop.on_signal(signals.FIGURES, tell_figures)
         os.close(os.dup(0))  # one connection has to be possible, at least
-    except ImportError as error:
-        complain("TEST_MODE is not possible on this Python: %s" % error)
-        status = 1
     except BadActivation as error:
-        complain(str(error))
-        status = 1
+        raise CannotStart(str(error)) from None
     except OSError as error:
-        complain("cannot listen on %s: %s" % (endpoint(where), error))
-        status = 1
-    else:
-        if test_mode:
-            complain("TEST_MODE is set: whoever knows a client's id knows its numbers")
-        few = few_connections(settings, loop)
-        if few:
-            complain(few)
-        lines.line("Listening on " + ", ".join(map(endpoint, addresses)))
-        supervisor.ready(loop, server.status)
-        loop.run()
-        status = 0
-    server.close()
-    if exporter is not None:
-        exporter.close()
-    supervisor.close()
-    for output in (lines, complaints):
-        output.close()
-    loop.close()
-    return status
+        raise CannotStart("cannot listen on %s: %s" % (endpoint(where), error)) from None
+    for text in warnings_at_start(settings, environment, loop):
+        complain(text)
+    lines.line("Listening on " + ", ".join(map(endpoint, addresses)))
+    supervisor.ready(loop, server.status)
 
 
-def connections(settings, loop):
-    """The limit of connections: as wanted, or fewer if the limit of open files demands it."""
+def make_server(settings, environment, loop, lines, complaints, complain):
+    """The Server for the settings, with its store. Raises CannotStart."""
+
+    def forgotten(client_id):
+        server.figures.purged += 1
+        if not settings.quiet:
+            lines.line("Purging client info for: " + client_id.decode("ascii"))
+
+    test_mode = "TEST_MODE" in environment
+    if test_mode:
+        load_test_mode()
+    store = make_store(settings, loop, forgotten, complain, environment)
     limit = connections_limit(loop)
-    return min(settings.connections or limit, limit)
+    server = Server(loop, store, complaints.line if settings.verbose else None, settings.session_timeout,
+                    min(settings.connections or limit, limit), settings.turn_messages, test_mode,
+                    settings.connections_per_address, complain)
+    loop.report = server.report
+    return server
 
 
-def few_connections(settings, loop):
-    """A warning (text) if the limit of open files allows fewer connections than wanted, or None."""
+def make_store(settings, loop, forgotten, complain, environment):
+    """The store for the settings. Raises CannotStart."""
+    source, url = "--store", settings.store
+    if url is None:
+        source, url = STORE_VARIABLE, environment.get(STORE_VARIABLE) or "memory:"
+    try:
+        if settings.reuse_port and scheme_of(url) not in SHARED:
+            source = "--reuse-port"
+            raise ValueError("the servers need a store that they share: --store redis:// or redis+socket://")
+        return from_url(url, loop, forgotten, settings.retention, settings.clients, settings.session_timeout,
+                        sequence.DRAWING, complain)
+    except ValueError as error:
+        raise CannotStart("%s: %s" % (source, error), USAGE) from None
+    except OSError as error:
+        raise CannotStart("%s: %s" % (source, error.strerror or error)) from None
+
+
+def load_test_mode():
+    """Loads the module that drawing in TEST_MODE needs. Raises CannotStart."""
+    try:
+        sequence.draw("", 0, 1)
+    except (ImportError, OSError) as error:  # OSError: no file left to load it with
+        raise CannotStart("TEST_MODE is not possible here: %s" % error) from None
+
+
+def warnings_at_start(settings, environment, loop):
+    """What an operator should know when the server starts (list of text)."""
+    found = []
+    if "TEST_MODE" in environment:
+        found.append("TEST_MODE is set: whoever knows a client's id knows its numbers")
     limit = connections_limit(loop)
-    if limit >= (settings.connections or min(FEW_CONNECTIONS, CONNECTIONS_MOST)):
-        return None
-    return "the limit of open files, %s, leaves room for %d connections (ulimit -n)" % (
-        process.files_most(), limit)
+    if limit < (settings.connections or FEW_CONNECTIONS):
+        found.append("the limit of open files, %s, leaves room for %d connections (ulimit -n)" % (
+            process.files_most(), limit))
+    return found
 
 
 def main(arguments=None, program=None):
@@ -577,11 +590,14 @@ def main(arguments=None, program=None):
     Takes over the signals of the process; SIGTERM and SIGINT are ignored when it returns.
     """
     signals.exit_at_once()
+    program = program or os.path.basename(sys.argv[0])
     try:
         console.open_standard_streams()
-        program = program or os.path.basename(sys.argv[0])
         return serve(read_arguments(sys.argv[1:] if arguments is None else arguments, program), program)
     except KeyboardInterrupt:  # before the loop has taken over
         return 0
+    except OSError as error:  # not even the loop could be opened
+        print("%s: cannot start: %s" % (program, error), file=sys.stderr)
+        return 1
     finally:
         signals.ignore()
