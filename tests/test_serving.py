@@ -1,4 +1,4 @@
-"""The start of a server, step by step: what fails is told in one line, and leaves nothing open."""
+"""The start of a server: what it loads, and what becomes of a step that fails."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from helpers import ROOT
+from helpers import ROOT, run_python
 from numseq import serving
 from numseq.exporter import Exporter
 from numseq.loop import Loop
@@ -96,3 +96,16 @@ def test_server_that_has_ended_leaves_nothing_open(capfd, monkeypatch):
     assert open_files() == before
     out, err = capfd.readouterr()
     assert out.startswith("Listening on 127.0.0.1:") and err == ""
+
+
+@pytest.mark.parametrize("options, loaded", [
+    ([], set()), (["--metrics", HOST + ":0"], {"argparse", "numseq.options", "numseq.exporter"}),
+    (["-q"], {"argparse", "numseq.options"}),
+])
+def test_what_only_options_need_is_loaded_only_for_them(options, loaded):
+    code = ("import sys\nfrom numseq import serving\n"
+            "serving.Loop.run = lambda loop: None\n"
+            "serving.main(%r, 'server.py')\n"
+            "print(*sys.modules)" % (["0"] + options))
+    late = {"argparse", "numseq.options", "numseq.exporter", "numseq.store_file", "numseq.store_redis"}
+    assert late.intersection(run_python(code).split()) == loaded
