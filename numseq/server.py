@@ -18,6 +18,8 @@ if __name__ == "__main__":  # signals first: see signals.py
 
         signals.exit_at_once()
         from numseq.serving import main
+    except KeyboardInterrupt:  # before the signals were handled
+        sys.exit(0)
     except (AttributeError, ImportError) as error:  # see docs/builds.md
         print("numseq does not run on this Python:", error, file=sys.stderr)
         sys.exit(1)

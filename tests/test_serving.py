@@ -15,6 +15,7 @@ from numseq import serving
 from numseq.exporter import Exporter
 from numseq.loop import Loop
 from numseq.serving import Server, serve
+from test_client_signals import HOOK, RUN_SCRIPT
 
 HOST = "127.0.0.1"
 
@@ -109,3 +110,16 @@ def test_what_only_options_need_is_loaded_only_for_them(options, loaded):
             "print(*sys.modules)" % (["0"] + options))
     late = {"argparse", "numseq.options", "numseq.exporter", "numseq.store_file", "numseq.store_redis"}
     assert late.intersection(run_python(code).split()) == loaded
+
+
+FIRST = ["numseq", "numseq.errors", "numseq.signals"]  # loaded before signals can be handled
+MODULES = FIRST + ["numseq.serving", "selectors", "numseq.loop", "numseq.store_memory"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_signal_while_a_module_is_loaded_ends_with_0_and_no_traceback(module, number):
+    code = HOOK % (module, number, module, [os.path.join(ROOT, "numseq", "server.py"), "0"], ROOT, RUN_SCRIPT)
+    ended = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    status = -number if module in FIRST and number == signal.SIGTERM else 0
+    assert (ended.returncode, ended.stdout, ended.stderr) == (status, b"", b"")
