@@ -47,7 +47,7 @@ def dispatch(arguments):
             from . import signals
 
             signals.catch()  # before the slow imports
-            from .client import main as run
+            from .fetching import main as run
         else:
             return show(command, program)
     except (AttributeError, ImportError) as error:  # see docs/builds.md
@@ -71,7 +71,7 @@ def client():
     from . import signals
 
     signals.catch()
-    from .client import main as run
+    from .fetching import main as run
 
     return run()
 

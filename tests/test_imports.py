@@ -178,8 +178,9 @@ def test_later_syntax_is_not_used(module):
         assert not (isinstance(node, ast.ImportFrom) and node.module == "__future__"), "line %d" % node.lineno
 
 
-def test_file_that_is_compiled_at_each_start_holds_only_the_start():
-    docstring, start = tree("server").body
+@pytest.mark.parametrize("name", ["server", "client"])
+def test_file_that_is_compiled_at_each_start_holds_only_the_start(name):
+    docstring, start = tree(name).body
     assert isinstance(docstring, ast.Expr) and ast.unparse(start.test) == "__name__ == '__main__'"
 
 

@@ -295,10 +295,10 @@ WRONG = [("server",) + arguments for arguments in [
 
 @pytest.mark.parametrize("arguments", WRONG, ids=lambda arguments: ascii(" ".join(arguments)))
 def test_wrong_command_line_gets_one_line_and_status_2(capsys, arguments):
-    from numseq import client, serving
+    from numseq import fetching, serving
 
     name, rest = arguments[0], list(arguments[1:])
-    program = {"client": client, "server": serving}[name]
+    program = {"client": fetching, "server": serving}[name]
     with pytest.raises(SystemExit) as ended:
         program.main(rest, name + ".py")
     out, err = capsys.readouterr()
