@@ -39,15 +39,15 @@ def dispatch(arguments):
         if not arguments:
             from .demo import main as run
         elif command == "server":
-            from . import early
+            from . import signals
 
-            early.handle_signals()  # before the slow imports
-            from .server import main as run
+            signals.exit_at_once()  # before the slow imports
+            from .serving import main as run
         elif command == "client":
             from . import signals
 
             signals.catch()  # before the slow imports
-            from .client import main as run
+            from .fetching import main as run
         else:
             return show(command, program)
     except (AttributeError, ImportError) as error:  # see docs/builds.md
@@ -58,10 +58,10 @@ def dispatch(arguments):
 
 def server():
     """Entry point of the command numseq-server; returns the exit status."""
-    from . import early
+    from . import signals
 
-    early.handle_signals()
-    from .server import main as run
+    signals.exit_at_once()
+    from .serving import main as run
 
     return run()
 
@@ -71,7 +71,7 @@ def client():
     from . import signals
 
     signals.catch()
-    from .client import main as run
+    from .fetching import main as run
 
     return run()
 

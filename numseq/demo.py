@@ -3,7 +3,7 @@
 from .journal import Journal
 from .loop import Loop
 from .output import Output
-from .server import Server
+from .serving import Server
 from .store_memory import MemoryStore
 from .transfer import Fetch, new_id
 from .writer import OutputFailed, report
@@ -21,7 +21,12 @@ def main(program="numseq"):
     program  the program's name (text), for error messages
     """
     try:
-        return show(Output(program))
+        output = Output(program)
+        try:
+            return show(output)
+        except OSError as error:  # no file is left, or no network is there
+            output.complain(error)
+            return 1
     except OutputFailed as error:
         return report(program, error)
 

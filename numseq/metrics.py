@@ -1,24 +1,18 @@
-"""A server's figures: counters, exported over HTTP to Prometheus or as a few lines to a person.
+"""A server's figures: counters, and their summary for a person.
 
 Counting happens on every request, so it has to be cheap: a counter is an attribute, and a histogram is a list
 whose index is the bit length of a time in microseconds. Names and units follow
-https://prometheus.io/docs/practices/naming/, the text is the exposition format 0.0.4.
+https://prometheus.io/docs/practices/naming/.
 """
 
 import time
 
 from . import process
 from .loop import TIME_BUCKETS
-from .stream import Stream, close_file, listen
-
-CONNECTIONS_MOST = 8  # open at once: a collector or two and some browsers; further ones are closed
-REQUEST_MOST = 4096  # bytes of a request; browsers send under 1,000, collectors under 300
-REQUEST_SECONDS = 1.0  # seconds from accept to the end of the response
 
 SHOWN = range(6, 25, 2)  # the exported buckets: up to 64 us, 256 us, ... 16.8 s
 SUMMARY_WIDTH = 110  # characters of a line for a person; a single longer figure may exceed it
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 
 
@@ -50,14 +44,6 @@ class Histogram:
                 return 2 ** place / 1e6
         return 0.0
 
-    def samples(self, name):
-        """Its lines in the exposition format: cumulative buckets, sum and count."""
-        total = self.count()
-        lines = ['%s_bucket{le="%s"} %d' % (name, number(2 ** place / 1e6), sum(self.counts[:place + 1]))
-                 for place in SHOWN]
-        return lines + ['%s_bucket{le="+Inf"} %d' % (name, total), "%s_sum %s" % (name, number(self.sum)),
-                        "%s_count %d" % (name, total)]
-
 
 class Counts(dict):
     """A counter for each of a fixed set of names."""
@@ -74,27 +60,6 @@ class Counts(dict):
 def number(value):
     """A number as text: integers without a fraction, others in their shortest exact form."""
     return "%d" % value if value == int(value) else repr(float(value))
-
-
-def render(families):
-    """The exposition text (bytes) of families [(name, kind, help, label, value)].
-
-    value is a number or a Histogram; with a label, it is a dict from the label's values to numbers. Label
-    values come from tables of this program, never from a client. A family whose value is None, because the
-    system does not tell it, is left out.
-    """
-    lines = []
-    for name, kind, text, label, value in families:
-        if value is None:
-            continue
-        lines += ["# HELP %s %s" % (name, text), "# TYPE %s %s" % (name, kind)]
-        if kind == HISTOGRAM:
-            lines += value.samples(name)
-        elif label:
-            lines += ['%s{%s="%s"} %s' % (name, label, key, number(count)) for key, count in value.items()]
-        else:
-            lines.append("%s %s" % (name, number(value)))
-    return "".join(line + "\n" for line in lines).encode("ascii")
 
 
 # ---- what a server counts
@@ -124,7 +89,10 @@ class Figures:
 
 
 def families(figures, loop, connections, sequences, dropped):
-    """The families for `render`.
+    """The figures [(name, kind, help, label, value)], each of which Prometheus calls a family.
+
+    value is a number or a Histogram; with a label, it is a dict from the label's values to numbers. It is
+    None if the system does not tell it. Label values come from tables of this program, never from a client.
 
     connections and sequences are the current numbers (int); sequences is None if the store does not know.
     """
@@ -195,119 +163,3 @@ def process_families(started):
     return [(name, kind, text, None, read()) for name, kind, text, read in PROCESS] + [
         ("process_start_time_seconds", GAUGE, "When the process began, in seconds since 1970.", None,
          started)]
-
-
-# ---- HTTP
-
-REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed",
-           431: "Request Header Fields Too Large", 503: "Service Unavailable"}
-HEAD_END = (b"\r\n\r\n", b"\n\n")
-ABSOLUTE = b"http://"  # the beginning of a target with a host, as for a proxy (RFC 9112, 3.2.2)
-
-
-def response(status, body, content_type="text/plain; charset=utf-8", head_only=False):
-    """A whole HTTP response (bytes)."""
-    head = "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\nConnection: close\r\n%s\r\n" % (
-        status, REASONS[status], content_type, len(body), "Allow: GET, HEAD\r\n" if status == 405 else "")
-    return head.encode("ascii") + (b"" if head_only else body)
-
-
-def parse(data):
-    """(method, path), both bytes, of a request (bytes); None if its head is incomplete. Raises ValueError."""
-    if data.startswith(b"\r\n"):  # some clients send an empty line first (RFC 9112, 2.2)
-        data = data[2:]
-    if not any(end in data for end in HEAD_END):
-        return None
-    method, target, version = data.splitlines()[0].split(b" ")
-    if not version.startswith(b"HTTP/1."):
-        raise ValueError("not HTTP/1")
-    if target[:len(ABSOLUTE)].lower() == ABSOLUTE:
-        target = b"/" + target[len(ABSOLUTE):].partition(b"/")[2]
-    return method, target.partition(b"?")[0]
-
-
-class Exporter:
-    """Serves GET /metrics and GET /healthz on the server's loop.
-
-    figures() returns the families for `render`; trouble() returns why the server is unhealthy (text) or None.
-    """
-
-    def __init__(self, loop, figures, trouble):
-        self.loop = loop
-        self.figures = figures
-        self.trouble = trouble
-        self.scrapes = set()
-        self._listeners = []
-
-    def listen(self, host, port):
-        """Listens on every address of host and port; returns the addresses. Raises OSError."""
-        self._listeners = listen(self.loop, host, port, self._accepted)
-        return [listener.address for listener in self._listeners]
-
-    def answer(self, method, path):
-        """The response (bytes) to a request."""
-        head_only = method == b"HEAD"
-        if method not in (b"GET", b"HEAD"):
-            return response(405, b"GET or HEAD\n")
-        if path == b"/metrics":
-            return response(200, render(self.figures()), CONTENT_TYPE, head_only)
-        if path == b"/healthz":
-            trouble = self.trouble()
-            body = ((trouble or "ok") + "\n").encode("ascii", "replace")
-            return response(503 if trouble else 200, body, head_only=head_only)
-        return response(404, b"/metrics or /healthz\n", head_only=head_only)
-
-    def close(self):
-        """Closes the listeners and aborts all connections."""
-        for listener in self._listeners:
-            listener.close()
-        for scrape in list(self.scrapes):
-            scrape.stream.abort()
-
-    def _accepted(self, connection):
-        if len(self.scrapes) >= CONNECTIONS_MOST:
-            close_file(connection)
-            return
-        try:
-            scrape = Scrape(self, connection)
-        except OSError:  # the selector cannot watch it
-            close_file(connection)
-            return
-        self.scrapes.add(scrape)
-
-
-class Scrape:
-    """One connection to the Exporter: one request and its response."""
-
-    __slots__ = ("exporter", "stream", "_timer")
-
-    def __init__(self, exporter, connection):
-        self.exporter = exporter
-        self._timer = exporter.loop.call_later(REQUEST_SECONDS, lambda: self.stream.abort())
-        try:
-            self.stream = Stream(exporter.loop, connection, self)
-        except BaseException:
-            exporter.loop.cancel(self._timer)
-            raise
-
-    def received(self, stream):
-        try:
-            request = parse(bytes(stream.input[:REQUEST_MOST]))
-        except ValueError:
-            answer = response(400, b"not an HTTP/1 request\n")
-        else:
-            if request is not None:
-                answer = self.exporter.answer(*request)
-            elif len(stream.input) >= REQUEST_MOST:
-                answer = response(431, b"too long a request\n")
-            elif stream.ended:
-                answer = b""
-            else:
-                return
-        stream.write(answer)
-        stream.close()
-
-    def closed(self, stream, error):
-        self.exporter.loop.cancel(self._timer)
-        self.exporter.scrapes.discard(self)
-

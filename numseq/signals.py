@@ -1,35 +1,39 @@
-"""Catches the signals that end a run, before the slow imports: none is lost, and none causes a traceback.
+"""Handles the signals that end a program from its first moment, before the slow imports.
+
+Without handlers they would end it with a traceback or another status, and process 1 of a container would
+not even get them. Until its loop handles them, a client remembers them (`catch`), and a server exits with
+status 0 (`exit_at_once`). Ignored signals stay ignored. Outside the main thread, where Python does not allow
+handlers, nothing is handled.
 
 Uses `_signal`, because `signal` imports enum, which takes longer than everything here.
 """
+
+import os
 
 try:
     import _signal as signal
 except ImportError:
     import signal
 
-NUMBERS = {name: getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")}
+NUMBERS = {name: getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")}  # they end a client
+SERVER_NUMBERS = signal.SIGTERM, signal.SIGINT  # they end a server
+FIGURES = getattr(signal, "SIGUSR1", None)  # makes a server print its figures; None: the system lacks it
+# Would stop a background server that writes to a terminal set to `tostop`.
+STOPPING = (signal.SIGTTOU,) if hasattr(signal, "SIGTTOU") else ()
 ARRIVED_MOST = 16  # signals remembered: the first sets the exit status, any other ends the run at once
 
 arrived = []  # numbers of the signals that have arrived, in order
 
 
+# ---- for a client
+
+
 def catch():
     """From now on, adds the signals that would end the process to `arrived`.
 
-    Ignored signals stay ignored. Returns {number: previous handler} for `restore`, without signals that were
-    already caught. Does nothing outside the main thread, where Python does not allow handlers.
+    Returns {number: previous handler} for `restore`, without signals that were already caught.
     """
-    taken = {}
-    for number in NUMBERS.values():
-        handler = signal.getsignal(number)
-        if handler is not _remember and handler != signal.SIG_IGN:
-            try:
-                signal.signal(number, _remember)
-            except ValueError:
-                break
-            taken[number] = handler
-    return taken
+    return _handle(NUMBERS.values(), _remember)
 
 
 def caught():
@@ -53,3 +57,35 @@ def remember(number):
 
 def _remember(number, frame):
     remember(number)
+
+
+# ---- for a server
+
+
+def exit_at_once():
+    """Lets SIGTERM and SIGINT end the process with status 0."""
+    _handle(SERVER_NUMBERS, _exit)
+    _handle(STOPPING, signal.SIG_IGN)
+
+
+def ignore():
+    """Ignores SIGTERM and SIGINT, so that a late one does not change the exit status."""
+    _handle(SERVER_NUMBERS, signal.SIG_IGN)
+
+
+def _exit(number, frame):
+    os._exit(0)
+
+
+def _handle(numbers, handler):
+    """Sets the handler of signals that are not ignored; returns {number: previous handler} of the changed."""
+    changed = {}
+    for number in numbers:
+        previous = signal.getsignal(number)
+        if previous != signal.SIG_IGN and previous is not handler:
+            try:
+                signal.signal(number, handler)
+            except ValueError:  # not in the main thread
+                break
+            changed[number] = previous
+    return changed

@@ -27,7 +27,7 @@ from numseq import addresses, connect, protocol, stream, transfer
 from numseq.errors import FetchError
 from numseq.journal import Journal
 from numseq.loop import READ, WRITE, Loop
-from numseq.server import Server
+from numseq.serving import Server
 from numseq.store_memory import MemoryStore
 from numseq.transfer import Fetch
 

@@ -29,7 +29,7 @@ from proxy import DOWN, FIN, RST, UP, Plan, Proxy
 from numseq.transfer import Fetch, new_id
 from numseq.journal import Journal
 from numseq.loop import Loop
-from numseq.server import Server
+from numseq.serving import Server
 from numseq.store_memory import MemoryStore
 
 SECONDS = 60.0

@@ -15,7 +15,7 @@ import pytest
 
 from helpers import ANY_PORT, ROOT, SLOW_SECONDS, WAIT_SECONDS, read_from, read_to_end, spy_on, turn_until
 from numseq import protocol
-from numseq.server import Server
+from numseq.serving import Server
 from numseq.store_memory import MemoryStore
 from programs import environment
 

@@ -96,12 +96,12 @@ def test_loop_on_any_selector_turns_with_a_timer_of_31_years(kind):
 WRONG_SECONDS = ["0", "-0", "0.0", "-1", "-1e300", "nan", "NaN", "inf", "-inf", "infinity", "1e300", "1e400",
                  "1e-400", "1000000001", "", " 1", "1_0", "0x1", "1e", "9" * 5000]
 WRONG_COUNTS = ["-1", "1.5", "1e3", "nan", "inf", "", " 1", "+1", "1_0", "9" * 5000]
-SECONDS_OPTIONS = [("server", ["0"], "--session-timeout"), ("server", ["0"], "--retention"),
-                   ("client", ["NEW", "5", "1"], "--timeout"), ("client", ["CONTINUE", "1"], "--timeout")]
-COUNT_OPTIONS = [("server", ["0"], "--connections"), ("server", ["0"], "--clients"),
-                 ("server", ["0"], "--unsent"), ("server", ["0"], "--turn-bytes"),
-                 ("server", ["0"], "--turn-messages"), ("client", ["NEW", "5", "1"], "--retry"),
-                 ("client", ["NEW", "5", "1"], "--window"), ("client", ["NEW", "5", "1"], "--batch_size")]
+SECONDS_OPTIONS = [("serving", ["0"], "--session-timeout"), ("serving", ["0"], "--retention"),
+                   ("fetching", ["NEW", "5", "1"], "--timeout"), ("fetching", ["CONTINUE", "1"], "--timeout")]
+COUNT_OPTIONS = [("serving", ["0"], "--connections"), ("serving", ["0"], "--clients"),
+                 ("serving", ["0"], "--unsent"), ("serving", ["0"], "--turn-bytes"),
+                 ("serving", ["0"], "--turn-messages"), ("fetching", ["NEW", "5", "1"], "--retry"),
+                 ("fetching", ["NEW", "5", "1"], "--window"), ("fetching", ["NEW", "5", "1"], "--batch_size")]
 
 
 # Runs many command lines in one process. Each one's errors are on standard error, followed by its status.

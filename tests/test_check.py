@@ -22,10 +22,10 @@ from proxy import DOWN, FIN, RST, UP, Plan, Proxy
 
 from numseq import check, figures, lines, protocol
 from numseq.check import Check
-from numseq.client import parse_arguments
+from numseq.fetching import parse_arguments
 from numseq.errors import ConnectionLost, Refused
 from numseq.writer import OUTPUT_FAILED, UNREAD
-from numseq.server import Server
+from numseq.serving import Server
 from numseq.store_memory import MemoryStore
 from numseq.transfer import WINDOW
 
@@ -601,7 +601,7 @@ def test_wrong_options_are_refused_in_one_line(programs, wrong):
 MEMORY = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
-from numseq.client import main
+from numseq.fetching import main
 status = main(sys.argv[1:])
 with open("/proc/self/status") as file:
     print([line for line in file if line.startswith("VmHWM")][0])

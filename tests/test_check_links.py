@@ -7,7 +7,7 @@ import pytest
 from simulator import PORT, SERVER_ADDRESS, TURNS_MOST, Link, Network, Way, symmetric
 
 from numseq.check import Check
-from numseq.client import parse_arguments
+from numseq.fetching import parse_arguments
 
 pytestmark = pytest.mark.slow
 

@@ -12,11 +12,11 @@ from helpers import WAIT_SECONDS, run_python, turn_until
 from programs import (CLIENT_ID, HOST, Liar, cut, end, hang, honest, instead, numbers_of)
 
 import numseq
-from numseq import client, errors, files, protocol
-from numseq.transfer import WINDOW, Fetch
+from numseq import errors, fetching, files, protocol
+from numseq.transfer import WINDOW, Fetch, new_id
 from numseq.errors import ChecksumMismatch, ConnectionLost, ProtocolBroken, Refused, UsageError
 from numseq.journal import Journal, load
-from numseq.server import Server
+from numseq.serving import Server
 from numseq.store_memory import MemoryStore
 from numseq.window import PROMPT_FLIGHT
 
@@ -607,7 +607,7 @@ def test_too_many_connections_are_waited_out(run, liar, clock, retry):
 
 def test_connection_limit_of_the_real_server_is_waited_out(server, loop, clock):
     crowded = server(connections_most=1, test_mode=True, session_timeout=1000)
-    runs = [Run(loop, crowded.port, Journal(client.new_id(), 200, 5), retry=1000, window=1) for _ in range(4)]
+    runs = [Run(loop, crowded.port, Journal(new_id(), 200, 5), retry=1000, window=1) for _ in range(4)]
     turn_until(loop, lambda: clock.advance(0.01) or all(run.outcomes for run in runs))
     assert [run.outcomes for run in runs] == [[None]] * 4
     assert sum(run.fetch.drops for run in runs) > 0, "the limit was never reached"
@@ -636,7 +636,7 @@ def test_refused_new_sequence_keeps_the_earlier_state(server, loop, state):
 def test_many_fetches_share_a_loop_with_sessions_that_end_too_early(server, loop, clock):
     real = server(session_timeout=0.3)
     chance = random.Random(7)
-    runs = [Run(loop, real.port, Journal(client.new_id(), chance.randrange(2000), chance.randint(1, 9)),
+    runs = [Run(loop, real.port, Journal(new_id(), chance.randrange(2000), chance.randint(1, 9)),
                 retry=1000, window=chance.choice([1, 16, 1024])) for _ in range(20)]
     turn_until(loop, lambda: clock.advance(0.003) or all(run.outcomes for run in runs))
     assert [run.outcomes for run in runs] == [[None]] * len(runs)
@@ -685,7 +685,7 @@ def test_each_exit_status_has_its_exception(kind, status):
     assert (error.status, str(error), error.resumable,
             kind("a line").resumable) == (status, "a line", True, False)
     assert getattr(numseq, kind.__name__) is kind and kind.__name__ in numseq.__all__
-    assert "  %d    " % status in client.STATUSES
+    assert "  %d    " % status in fetching.STATUSES
 
 
 # ---- as a library
@@ -702,12 +702,12 @@ def test_importing_the_package_loads_only_its_errors():
 
 
 def test_client_loads_neither_argparse_nor_the_server():
-    unwanted = {"argparse", "asyncio", "ssl", "threading", "numseq.server", "numseq.store", "numseq.options"}
-    assert not unwanted & loaded_by("import numseq.client")
+    unwanted = {"argparse", "asyncio", "ssl", "threading", "numseq.serving", "numseq.store", "numseq.options"}
+    assert not unwanted & loaded_by("import numseq.fetching")
 
 
 def test_fetch_returns_the_numbers_with_their_sum_checksum_and_id(port):
-    client_id = client.new_id().decode("ascii")
+    client_id = new_id().decode("ascii")
     result = numseq.fetch(1000, port, client_id=client_id)
     assert type(result.numbers) is list
     assert result.numbers == numbers_of(client_id, 1000)

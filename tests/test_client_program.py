@@ -15,9 +15,9 @@ import pytest
 from helpers import WAIT_SECONDS, turn_until
 from programs import cut, end, hang, honest, instead, numbers_of, script
 
-from numseq import client as client_module
+from numseq import fetching
 from numseq import shell
-from numseq.client import COMPLETE
+from numseq.fetching import COMPLETE
 from numseq.journal import load
 from numseq.writer import OUTPUT_FAILED, UNREAD
 
@@ -390,16 +390,16 @@ def test_interrupt_before_the_sequence_exists_gives_no_hint(programs, liar, ende
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143),
                                             (signal.SIGHUP, 129)])
 def test_signal_before_the_loop_runs_ends_the_run(monkeypatch, capfd, liar, loop, tmp_path, number, status):
-    real = client_module.parse_arguments
+    real = fetching.parse_arguments
 
     def interrupted(*arguments):
         os.kill(os.getpid(), number)
         return real(*arguments)
 
-    monkeypatch.setattr(client_module, "parse_arguments", interrupted)
+    monkeypatch.setattr(fetching, "parse_arguments", interrupted)
     monkeypatch.chdir(str(tmp_path))
     server = liar(GOOD)
-    assert client_module.main(["NEW", "5", str(server.port)], "client.py") == status
+    assert fetching.main(["NEW", "5", str(server.port)], "client.py") == status
     for _ in range(3):
         loop.turn()
     assert server.peers == [] and capfd.readouterr().err.count("\n") == 1

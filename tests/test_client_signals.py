@@ -143,7 +143,7 @@ def descendant(pid, generations):
 # ---- while it starts
 
 MODULES = [
-    "numseq", "numseq.errors", "numseq.signals", "numseq.client", "numseq.journal", "selectors",
+    "numseq", "numseq.errors", "numseq.signals", "numseq.fetching", "numseq.journal", "selectors",
     "numseq.loop", "numseq.transfer", "numseq.options", "argparse"
 ]
 HOOK = """
@@ -203,7 +203,7 @@ def test_signal_in_the_first_moments_gives_no_traceback_of_ours(tmp_path, number
 
 def test_nothing_is_caught_when_the_package_is_imported():
     said = run_python("import signal; before = [signal.getsignal(n) for n in (1, 2, 15)]\n"
-                      "import numseq, numseq.client, numseq.transfer, numseq.__main__\n"
+                      "import numseq, numseq.fetching, numseq.transfer, numseq.__main__\n"
                       "print(before == [signal.getsignal(n) for n in (1, 2, 15)])")
     assert said == "True\n"
 

@@ -19,7 +19,7 @@ V6 = socket.AF_INET6, ("::1", 5000, 0, 0)
 # A client whose resolver takes a minute.
 SLOW = """
 import socket, sys, time
-from numseq import addresses, client
+from numseq import addresses, fetching
 real = addresses.resolve
 def resolve(host, port, flags=0):
     if not flags:
@@ -27,7 +27,7 @@ def resolve(host, port, flags=0):
         time.sleep(60)
     return real(host, port, flags)
 addresses.resolve = resolve
-sys.exit(client.main(%r, "client.py"))
+sys.exit(fetching.main(%r, "client.py"))
 """
 
 

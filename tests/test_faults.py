@@ -17,7 +17,7 @@ from numseq.connect import connect
 from numseq.transfer import TIMEOUT, Fetch, new_id
 from numseq.errors import ConnectionLost
 from numseq.journal import Journal, load
-from numseq.server import SESSION_TIMEOUT, Server
+from numseq.serving import SESSION_TIMEOUT, Server
 from numseq.store_memory import MemoryStore
 
 lesson = pytest.mark.lesson

@@ -28,7 +28,7 @@ from numseq.transfer import Fetch, new_id
 from numseq.journal import Journal
 from numseq.loop import Loop
 from numseq.pipeline import split_numbers
-from numseq.server import SESSION_TIMEOUT
+from numseq.serving import SESSION_TIMEOUT
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/status"),
                                 reason="needs /proc to look at the server")

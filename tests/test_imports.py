@@ -118,7 +118,7 @@ def test_imports_are_found_wherever_they_stand():
     assert (0, "selectors", None) in imports("loop")
     assert (0, "_md5", "tried") in imports("sequence")
     assert (0, "hashlib", "late") in imports("sequence")
-    assert (1, "protocol", None) in imports("server")
+    assert (1, "protocol", None) in imports("serving")
 
 
 def private_uses(module):
@@ -176,6 +176,12 @@ def test_later_syntax_is_not_used(module):
         assert not (isinstance(node, ast.arguments)
                     and getattr(node, "posonlyargs", None)), "positional-only arguments"
         assert not (isinstance(node, ast.ImportFrom) and node.module == "__future__"), "line %d" % node.lineno
+
+
+@pytest.mark.parametrize("name", ["server", "client"])
+def test_file_that_is_compiled_at_each_start_holds_only_the_start(name):
+    docstring, start = tree(name).body
+    assert isinstance(docstring, ast.Expr) and ast.unparse(start.test) == "__name__ == '__main__'"
 
 
 @pytest.mark.skipif(not hasattr(sys, "stdlib_module_names"), reason="before 3.10 the names are not known")

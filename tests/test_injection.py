@@ -220,7 +220,7 @@ def test_a_loop_without_memory_serves_again_when_there_is_some():
     served = run_python("""
 import resource, socket, sys
 from numseq.loop import Loop
-from numseq.server import Server
+from numseq.serving import Server
 from numseq.store_memory import MemoryStore
 
 loop = Loop()

@@ -10,7 +10,7 @@ from helpers import ROOT
 from numseq import transfer
 from numseq.errors import ConnectionLost, Forgotten, Refused
 from numseq.journal import Journal
-from numseq.server import Server
+from numseq.serving import Server
 from numseq.store_memory import MemoryStore
 from simulator import CLIENT_ID, PORT, SERVER_ADDRESS, Link, Network, Way, symmetric
 

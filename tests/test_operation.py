@@ -285,13 +285,13 @@ def test_a_second_signal_at_any_moment_ends_with_0(tmp_path, number):
 
 @pytest.mark.parametrize("run", [script("server"), module("server"), ("-m", "numseq", "server")])
 def test_a_signal_while_it_starts_ends_with_0(run, tmp_path):
-    """As soon as the interpreter has come to the first line: a fresh one says so by loading `early`."""
+    """As soon as the interpreter has come to the first line: the file that is run handles signals first."""
     code = ("import runpy, sys, os, signal\n"
             "sys.argv = %r\n"
             "sys.path.insert(0, %r)\n"
-            "from numseq import early\n"
-            "plain = early.handle_signals\n"
-            "early.handle_signals = lambda: (plain(), setattr(early, 'handle_signals', plain),"
+            "from numseq import signals\n"
+            "plain = signals.exit_at_once\n"
+            "signals.exit_at_once = lambda: (plain(), setattr(signals, 'exit_at_once', plain),"
             " os.kill(os.getpid(), signal.SIGTERM))\n"
             "runpy.%s\n") % (
                 [run[-1] if run[0] != "-m" else "x"] + (["server"] if len(run) == 3 else []) + ["0"], ROOT,
@@ -416,7 +416,7 @@ sys.path.insert(0, %r)
 for name, file in ("stdin", 0), ("stdout", 1), ("stderr", 2):
     if file in %r:
         setattr(sys, name, None)
-from numseq.server import main
+from numseq.serving import main
 sys.exit(main(["%d"], "server.py"))
 """
     with socket.socket() as free:

@@ -8,7 +8,7 @@ import pytest
 
 from helpers import run_python
 
-from numseq import __version__, options, server, store
+from numseq import __version__, options, serving, store
 
 ID = "123e4567-e89b-12d3-a456-426614174000"
 NO_WHOLE_NUMBERS = ["", " ", "x", "1_0", " 5", "5 ", "+5", "-1", "5.0", "1e3", "0x10", "5\n", "\u0665",
@@ -26,7 +26,7 @@ def modules(monkeypatch):
 
 
 def parse(*arguments):
-    return server.parse_arguments(list(arguments), "server.py")
+    return serving.parse_arguments(list(arguments), "server.py")
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_server_needs_only_a_port():
     settings = parse("5000")
     assert settings.port == 5000
     assert settings.host == "127.0.0.1"
-    assert settings.session_timeout == server.SESSION_TIMEOUT == 1.0
+    assert settings.session_timeout == serving.SESSION_TIMEOUT == 1.0
     assert settings.retention == store.RETENTION == 30.0
     assert settings.clients == store.CLIENTS_MOST
     assert settings.connections is None

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from helpers import ROOT
-from numseq import server
+from numseq import serving
 
 SYSTEMD = os.path.join(ROOT, "packaging", "systemd")
 OPENWRT = os.path.join(ROOT, "packaging", "openwrt", "etc")
@@ -36,12 +36,12 @@ def lines_of(name):
 def server_arguments(words):
     """The settings that the server reads from a command line that runs numseq.pyz."""
     assert words[words.index("server") - 1].endswith("/numseq.pyz")
-    known = vars(server.parse_arguments(["0"], "numseq"))
+    known = vars(serving.parse_arguments(["0"], "numseq"))
     arguments = words[words.index("server") + 1:]
     if "store" not in known:  # before there are stores to choose from
         place = arguments.index("--store")
         del arguments[place:place + 2]
-    return server.parse_arguments(arguments, "numseq")
+    return serving.parse_arguments(arguments, "numseq")
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze here")

@@ -12,12 +12,12 @@ import pytest
 
 from helpers import read_from, read_to_end, turn_until
 from numseq import protocol
-from numseq import server as server_module
+from numseq import serving
 from numseq.budget import WORK_SECONDS
 from numseq.loop import READ
 from numseq.sequence import CHECKSUM_STEP
-from numseq.server import FAREWELLS_MOST, MESSAGES_MOST, Server, address_key, connections_limit, endpoint
-from numseq.server import where_raised
+from numseq.serving import FAREWELLS_MOST, MESSAGES_MOST, Server, address_key, connections_limit
+from numseq.serving import endpoint, where_raised
 from numseq.session import FINISHING
 from numseq.store import FAILED, FULL, RETENTION, Record
 from numseq.store_memory import MemoryStore
@@ -870,7 +870,7 @@ def test_refused_connections_that_hang_up_free_their_place_at_once(start, loop):
 
 
 def test_limit_of_connections_follows_from_the_limit_of_files(loop):
-    assert 1 <= connections_limit(loop) <= server_module.CONNECTIONS_MOST
+    assert 1 <= connections_limit(loop) <= serving.CONNECTIONS_MOST
     loop.poller.file_limit = 100
     assert 1 <= connections_limit(loop) < 100
     loop.poller.file_limit = 5
@@ -1081,7 +1081,7 @@ def test_reused_id_gets_another_sequence_without_test_mode(start):
 
 def test_drawn_numbers_are_bounded_and_drawn_again_the_same(start, monkeypatch, traced):
     size = 65535  # a byte a number
-    monkeypatch.setattr(server_module, "DRAWN_MOST", 3 * size)
+    monkeypatch.setattr(serving, "DRAWN_MOST", 3 * size)
     running = start(test_mode=False)
     ids = [b"%08x-0000-0000-0000-000000000000" % i for i in range(12)]
     peers = [running.connect() for _ in ids]
@@ -1101,7 +1101,7 @@ def test_drawn_numbers_are_bounded_and_drawn_again_the_same(start, monkeypatch, 
 
 
 def test_sequence_evicted_in_the_middle_of_a_run_is_drawn_again(start, monkeypatch):
-    monkeypatch.setattr(server_module, "DRAWN_MOST", 1)
+    monkeypatch.setattr(serving, "DRAWN_MOST", 1)
     running = start()
     first, second = running.connect(), running.connect()
     running.say(first, init(2000, 5), b"ACK;")
@@ -1310,7 +1310,7 @@ def test_no_memory_for_a_session_costs_that_connection(running, monkeypatch):
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(server_module, "Session", fail)
+        patch.setattr(serving, "Session", fail)
         assert running.read_to_end(running.connect()) == b""
     assert running.server.figures.refused["no_memory"] == 1
     running.loop.poller.selector.clock.advance(1)
@@ -1322,7 +1322,7 @@ def test_a_connection_that_cannot_be_watched_is_refused(running, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(server_module, "Session", fail)
+        patch.setattr(serving, "Session", fail)
         assert running.read_to_end(running.connect()) == b""
     assert running.server.figures.refused["not_watched"] == 1
     assert running.all_that_is_said(init() + b"FIN;") == b"ACK;" + fac(5)

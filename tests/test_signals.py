@@ -13,7 +13,7 @@ import time
 import pytest
 
 from helpers import WAIT_SECONDS, fill_pipe, read_all
-from numseq.server import SESSION_TIMEOUT
+from numseq.serving import SESSION_TIMEOUT
 from programs import CLIENT_ID, HOST, script
 
 LINE = len("Purging client info for: %s\n" % CLIENT_ID)

@@ -14,7 +14,7 @@ from numseq import redis_client
 from numseq.loop import Loop
 from numseq.redis_client import (ATTEMPT_SECONDS, BACKOFF_MOST, IDLE_SECONDS, IN_FLIGHT_MOST, WAITING_MOST,
                                  Place, parse_url)
-from numseq.server import Server
+from numseq.serving import Server
 from numseq.store import ANSWER_SECONDS, EXISTS, FAILED, FULL, MISSING, RETENTION, Record
 from numseq.store_redis import RedisStore, decode_value, encode_value
 from numseq.stream import Stream

@@ -64,7 +64,7 @@ STORES = {"store_memory", "store_file", "store_redis", "redis_client", "resp"}
 ])
 def test_nothing_is_imported_for_a_store_that_is_not_used(tmp_path, url, modules):
     url = url.replace("%s", str(tmp_path / "store"))
-    printed = run_python("import sys\nfrom numseq import server, store\nfrom numseq.loop import Loop\n"
+    printed = run_python("import sys\nfrom numseq import serving, store\nfrom numseq.loop import Loop\n"
                          "store.from_url(%r, Loop(), None)\n"
                          "print(*[name for name in sys.modules if name.startswith('numseq.')])" % url)
     assert {name[len("numseq."):] for name in printed.split()} & STORES == modules

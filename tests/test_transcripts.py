@@ -17,7 +17,7 @@ from programs import CLIENT_ID, HOST, ROOT, TRANSCRIPT_1, module, numbers_of, sc
 
 from helpers import fill_pipe, turn_until
 from numseq import demo, shell
-from numseq.server import SESSION_TIMEOUT, Server
+from numseq.serving import SESSION_TIMEOUT, Server
 from numseq.store import MISSING
 from numseq.store_memory import MemoryStore
 from proxy import Proxy
@@ -155,9 +155,9 @@ def test_sequence_is_purged_after_its_retention_and_that_is_logged(programs):
 
 
 def test_default_timeouts_are_1_and_30_seconds():
-    from numseq import server
+    from numseq import serving
 
-    settings = server.parse_arguments(["5000"], "server.py")
+    settings = serving.parse_arguments(["5000"], "server.py")
     assert (settings.session_timeout, settings.retention, settings.host) == (1, 30, HOST)
 
 
@@ -295,10 +295,10 @@ WRONG = [("server",) + arguments for arguments in [
 
 @pytest.mark.parametrize("arguments", WRONG, ids=lambda arguments: ascii(" ".join(arguments)))
 def test_wrong_command_line_gets_one_line_and_status_2(capsys, arguments):
-    import importlib
+    from numseq import fetching, serving
 
     name, rest = arguments[0], list(arguments[1:])
-    program = importlib.import_module("numseq." + name)
+    program = {"client": fetching, "server": serving}[name]
     with pytest.raises(SystemExit) as ended:
         program.main(rest, name + ".py")
     out, err = capsys.readouterr()

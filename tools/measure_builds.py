@@ -32,7 +32,7 @@ with open("/proc/self/status") as status, open("/proc/self/schedstat") as spent:
 CLIENT = """
 import sys
 sys.path[:0] = [sys.argv[1]]
-from numseq.client import main
+from numseq.fetching import main
 ended = main(sys.argv[2:], "client")
 """ + USED + "sys.exit(ended)\n"
 
