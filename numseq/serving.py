@@ -416,9 +416,9 @@ def parse_arguments(arguments, program):
     add("--retention", type=options.seconds, metavar="SECONDS",
         help="how long a sequence is kept after its last connection (%(default)s)")
     add("--connections", type=count, metavar="N",
-        help="connections at once (from the limit of open files, at most %d)" % CONNECTIONS_MOST)
+        help="open connections at once (from the limit of open files, at most %d)" % CONNECTIONS_MOST)
     add("--connections-per-address", type=count, metavar="N",
-        help="of these from one address, or one IPv6 /64 (any)")
+        help="the same for each IPv4 address or IPv6 /64 (no limit)")
     add("--clients", type=count, metavar="N", help="sequences kept at once (%(default)s)")
     add("--store", metavar="URL",
         help="where sequences are kept: memory:, file:PATH, "
@@ -427,13 +427,13 @@ def parse_arguments(arguments, program):
     add("--reuse-port", action="store_true",
         help="let other servers listen on the same port, such as one for each core; they need a shared store")
     add("--unsent", type=size, metavar="BYTES",
-        help="unsent output of a connection above which it is not read (%(default)s)")
+        help="stop reading from a connection with more unsent output than this (%(default)s)")
     add("--turn-bytes", type=size, metavar="BYTES",
-        help="read from a connection before the next one's turn (%(default)s)")
+        help="bytes read from a connection before it is the next one's turn (%(default)s)")
     add("--turn-messages", type=count, metavar="N",
-        help="requests of a connection answered before the next one's turn (%(default)s)")
+        help="requests of a connection answered before it is the next one's turn (%(default)s)")
     add("--metrics", type=options.endpoint, metavar="HOST:PORT",
-        help="serve figures and health over HTTP here (nowhere)")
+        help="serve metrics and health over HTTP here (off)")
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true",
                           help="print only the line that says where it listens")
