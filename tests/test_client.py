@@ -13,11 +13,11 @@ from programs import (CLIENT_ID, HOST, Liar, cut, end, hang, honest, instead, nu
 
 import numseq
 from numseq import errors, fetching, files, protocol
-from numseq.transfer import WINDOW, Fetch, new_id
 from numseq.errors import ChecksumMismatch, ConnectionLost, ProtocolBroken, Refused, UsageError
 from numseq.journal import Journal, load
 from numseq.serving import Server
 from numseq.store_memory import MemoryStore
+from numseq.transfer import MOMENT, WINDOW, Fetch, new_id
 from numseq.window import PROMPT_FLIGHT
 
 N, BATCH = 23, 5  # five batches, and the last one is short
@@ -442,15 +442,18 @@ def test_default_window_sends_its_requests_at_once(loop, run, liar):
 NOT_ASCII = "[Errno %d] a host name has to be ASCII" % errno.EINVAL
 
 
-def test_pauses_double_from_50_ms_to_5_s_with_jitter(loop, clock, begun):
+def test_pauses_double_from_50_ms_to_5_s_with_jitter(loop, clock, begun, monkeypatch):
     """The name lookup fails at once, so only the pauses take time."""
+    draw = random.Random(1).randrange
+    monkeypatch.setattr(os, "urandom", lambda count: bytes(draw(256) for _ in range(count)))
     pauses = []
     for _ in range(20):
         run = Run(loop, 1, begun, host="\u00e9", retry=12, watched=True)
         while not run.outcomes:
             loop.turn()
         assert isinstance(run.outcomes[0], ConnectionLost)
-        assert run.times[-1] - run.times[0] == pytest.approx(12 * 3), "each retry stands for the timeout"
+        seconds = run.times[-1] - run.times[0]
+        assert seconds == pytest.approx(12 * 3, abs=MOMENT), "each retry stands for the timeout"
         pauses.append([after - before for before, after in zip(run.times, run.times[1:])][:-1])
     for index, tried in enumerate(zip(*pauses)):
         full = min(0.05 * 2 ** index, 5)
