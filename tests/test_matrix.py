@@ -413,7 +413,7 @@ def test_session_in_an_ascii_locale_with_paths_that_are_not_ascii(interpreter, t
     ("client", ["NEW", "\u0665", "5000"], 2),
     ("client", ["NEU\u00dc", "5", "5000"], 2),
     ("client", ["NEW", "5", "5000", "--client_id", "\u00fc"], 2),
-    ("client", ["NEW", "5", "5000", "--host", "\u00fc"], 4),
+    ("client", ["NEW", "5", "5000", "--host", "\u00fc"], 2),
     ("client", ["CONTINUE", "5000", "--state", "\u00fc"], 2),
 ])
 def test_argument_that_is_not_ascii_is_refused_in_one_line(name, arguments, status, interpreter, source,
