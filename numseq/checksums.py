@@ -1,11 +1,11 @@
 """The server's checksums: computed in steps between other clients' requests, and cached."""
 
 from .budget import Budget
-from .sequence import BLOCK, CHECKSUM_STEP, checksum_steps
+from .sequence import CHECKSUM_STEP, WHOLE_MOST, checksum_steps
 
 KEPT_MOST = 4096  # checksums in the cache, 300 bytes each
 TINY = 128  # up to this many numbers the checksum (5 us) is computed at once, even without budget
-KEPT_ABOVE = BLOCK  # above this many numbers the checksum is cached; shorter ones take 30 us at most
+KEPT_ABOVE = WHOLE_MOST  # above this many numbers the checksum is cached; shorter ones take 30 us at most
 
 
 class Checksums:

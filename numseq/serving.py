@@ -37,7 +37,7 @@ OVER_LIMIT, OVER_ADDRESS_LIMIT, NO_FILES, NO_MEMORY, UNWATCHED = (
 REFUSAL_REASONS = OVER_LIMIT, OVER_ADDRESS_LIMIT, NO_FILES, NO_MEMORY, UNWATCHED
 
 # Bytes of drawn numbers kept for all connections; above it, the oldest are dropped and drawn again on demand.
-# Sequences of one block are not counted: CONNECTIONS_MOST of them are 17 MB.
+# Short sequences are not counted: CONNECTIONS_MOST of them are 17 MB.
 DRAWN_MOST = 32 * 1024 * 1024
 
 
@@ -266,13 +266,11 @@ class Server:
         return client_id.decode("ascii") if self._test_mode else sequence.unpredictable_seed()
 
     def drawn(self, session, size):
-        """Called when a session draws its numbers: above DRAWN_MOST, the oldest sessions drop theirs."""
-        if size <= sequence.BLOCK:
-            return
-        self._drawn[session] = size
+        """Called when a session has drawn `size` bytes: above DRAWN_MOST, the oldest others drop theirs."""
+        self._drawn[session] = self._drawn.get(session, 0) + size
         self._drawn_bytes += size
         while self._drawn_bytes > DRAWN_MOST and len(self._drawn) > 1:
-            first = next(iter(self._drawn))
+            first = next(each for each in self._drawn if each is not session)
             first.undraw()
             self._drawn_bytes -= self._drawn.pop(first)
 

@@ -1,8 +1,10 @@
 """The server's side of a connection: a state machine over the protocol."""
 
+import functools
+
 from . import protocol
 from .pipeline import RUN_MOST, answer_receive, answer_receives
-from .sequence import BLOCK, Numbers
+from .sequence import WHOLE_MOST, Numbers
 from .store import EXISTS, FAILED, FULL, MISSING, Record
 from .stream import Stream
 
@@ -81,6 +83,7 @@ class Session:
 
     def closed(self, stream, error):
         self.server.loop.cancel(self._timer)
+        self._numbers = None  # it refers to this session
         if self.phase is FINISHED:
             self.server.left(self)
             return
@@ -249,8 +252,13 @@ class Session:
 
     def _is_costly(self, size):
         """Whether answering `size` bytes of input needs the turn's budget."""
-        n, batch = self.record.n, self.record.batch
-        return size * min(n, batch) > COSTLY or (self._numbers is None and n > BLOCK)
+        record, numbers = self.record, self._numbers
+        if size * min(record.n, record.batch) > COSTLY:
+            return True
+        if record.n <= WHOLE_MOST or (numbers is not None and numbers.are_drawn()):
+            return False
+        # A run can request numbers from all blocks. A text seed draws all numbers at once.
+        return size > protocol.LONGEST_REQUEST or isinstance(record.seed, str)
 
     def slice(self, first, last):
         """The numbers first to last - 1 of the sequence (bytes), fewer at its end."""
@@ -259,12 +267,11 @@ class Session:
     def _draw(self):
         """Creates the session's Numbers, again if the server has dropped them since the last request."""
         n, batch = self.record.n, self.record.batch
-        self._numbers = Numbers(self.record.seed, n)
+        self._numbers = Numbers(self.record.seed, n, functools.partial(self.server.drawn, self))
         # A run of RECVs fills the output to at most twice the high-water mark.
         longest = batch * protocol.NUMBER_BYTES
         self._single = self._single_most()
         self._run_most = min(self.server.loop.output_high // longest + 1, self.server.messages_most, RUN_MOST)
-        self.server.drawn(self, n)
         return self._numbers
 
     def undraw(self):

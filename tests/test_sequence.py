@@ -14,7 +14,7 @@ from numseq import sequence
 
 CLIENT_ID = "123e4567-e89b-12d3-a456-426614174000"
 LONGEST = 65535
-BLOCK = sequence.BLOCK
+BLOCK, WHOLE_MOST = sequence.BLOCK, sequence.WHOLE_MOST
 
 # (n, sum, checksum) from the protocol's description.
 FIGURES = [
@@ -24,7 +24,7 @@ FIGURES = [
 ]
 
 # md5 of the first numbers of the seed of 16 bytes, 0 to 15. If they change, DRAWING has to change.
-DRAWING_1 = {5: "26026889bb5991f6d32dab539a5637ed", LONGEST: "3abebb770d503d8fb4c7feedbdd2425e"}
+DRAWING_2 = {5: "26026889bb5991f6d32dab539a5637ed", LONGEST: "3e7de89886d58c16444473b54fbf33af"}
 
 SEEDS = [b"", b"\0", b"\0" * 16, b"\xff" * 16, bytes(range(16)), CLIENT_ID.encode()]
 
@@ -37,9 +37,9 @@ def with_randint(seed, n):
 def with_shake(seed, n):
     """Block by block: bytes of SHAKE128 of the seed and the block's number that are under 202, halved."""
     numbers = []
-    for block in range(-(-n // 1024)):
-        stream = hashlib.shake_128(seed + bytes([block >> 8, block & 255])).digest(2048)
-        numbers += [byte // 2 for byte in stream if byte < 202][:1024]
+    for block in range(-(-n // 256)):
+        stream = hashlib.shake_128(seed + bytes([block >> 8, block & 255])).digest(512)
+        numbers += [byte // 2 for byte in stream if byte < 202][:256]
     return numbers[:n]
 
 
@@ -63,7 +63,7 @@ def test_numbers_equal_randint_up_to_the_longest_sequence():
 
 
 @pytest.mark.parametrize("seed", SEEDS, ids=repr)
-@pytest.mark.parametrize("n", [0, 1, 5, 127, 128, 129, 1000, 1023, 1024, 1025, 2048, LONGEST])
+@pytest.mark.parametrize("n", [0, 1, 5, 127, 128, 129, 255, 256, 257, 1000, 1024, 1025, LONGEST])
 def test_bytes_seed_gives_blocks_of_their_own_hash_streams(seed, n):
     """Another process or machine draws the same sequence from the seed."""
     numbers = sequence.draw(seed, 0, n)
@@ -71,15 +71,15 @@ def test_bytes_seed_gives_blocks_of_their_own_hash_streams(seed, n):
     assert type(numbers) is bytes
 
 
-@pytest.mark.parametrize("n", sorted(DRAWING_1))
+@pytest.mark.parametrize("n", sorted(DRAWING_2))
 def test_numbers_of_a_drawing_version_never_change(n):
-    assert sequence.DRAWING == 1
-    assert hashlib.new("md5", sequence.draw(bytes(range(16)), 0, n)).hexdigest() == DRAWING_1[n]
+    assert sequence.DRAWING == 2
+    assert hashlib.new("md5", sequence.draw(bytes(range(16)), 0, n)).hexdigest() == DRAWING_2[n]
 
 
 @pytest.mark.parametrize("seed", [CLIENT_ID] + SEEDS, ids=repr)
-@pytest.mark.parametrize("first", [0, 1, 5, 1019, 1023, 1024, 1025, 5000])
-@pytest.mark.parametrize("size", [0, 1, 5, 1024, 1025, 3000])
+@pytest.mark.parametrize("first", [0, 1, 5, 251, 255, 256, 257, 1024, 5000])
+@pytest.mark.parametrize("size", [0, 1, 5, 256, 257, 3000])
 def test_any_part_equals_that_part_of_the_whole_sequence(seed, first, size):
     whole = sequence.draw(seed, 0, 8000)
     assert sequence.draw(seed, first, first + size) == whole[first:first + size]
@@ -93,10 +93,11 @@ def test_every_small_count_is_a_prefix_of_the_same_sequence(seed):
 
 
 def test_block_whose_first_bytes_give_too_few_numbers_is_complete():
-    """One seed in five gives fewer than 128 numbers in its first 168 bytes."""
+    """Of 168 bytes, one in five gives fewer than 128 numbers; of 336, one in ten fewer than 256."""
     for i in range(1000):
         seed = b"%d" % i
-        assert list(sequence.draw(seed, 0, 128)) == with_shake(seed, 128)
+        for n in 128, 256:
+            assert list(sequence.draw(seed, 0, n)) == with_shake(seed, n)
 
 
 @pytest.mark.parametrize("seed", [CLIENT_ID, b"\0" * 16])
@@ -109,7 +110,7 @@ def test_every_number_from_0_to_100_comes_up_about_equally_often(seed):
 
 def test_no_two_blocks_of_a_sequence_are_equal():
     numbers = sequence.draw(b"\0" * 16, 0, LONGEST)
-    assert len({numbers[first:first + 20] for first in range(0, LONGEST, BLOCK)}) == 64
+    assert len({numbers[first:first + 20] for first in range(0, LONGEST, BLOCK)}) == 256
 
 
 def test_upper_and_lower_case_of_an_id_are_different_seeds():
@@ -172,21 +173,21 @@ def drawn(monkeypatch):
 
 
 @pytest.mark.parametrize("seed", [b"\0" * 16, CLIENT_ID], ids=repr)
-@pytest.mark.parametrize("n", [0, 1, 5, 1023, 1024, 1025, 5000, LONGEST])
+@pytest.mark.parametrize("n", [0, 1, 5, 256, 1024, 1025, 5000, LONGEST])
 def test_slices_in_any_order_are_parts_of_the_same_sequence(seed, n):
     whole = sequence.draw(seed, 0, n)
     numbers = sequence.Numbers(seed, n)
     generator = random.Random(n)
-    for size in [1, 5, 1023, 1024, 1025, 4000, LONGEST] * 20:
+    for size in [1, 5, 255, 256, 257, 4000, LONGEST] * 20:
         first = generator.randrange(n + 10)
         assert numbers.slice(first, first + size) == whole[first:first + size]
     assert numbers.slice(0, n) == whole
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 1023, 1024, 1025, 1026, 2050, LONGEST])
+@pytest.mark.parametrize("size", [1, 2, 5, 255, 256, 257, 258, 520, LONGEST])
 def test_slices_of_many_places_are_those_of_each(size):
     whole = sequence.draw(b"seed", 0, 20000)
-    for places in [[0], [19999], [20000, 10 ** 9], [1023, 1024], [5, 5, 0], range(0, 20000, 997),
+    for places in [[0], [19999], [20000, 10 ** 9], [255, 256], [5, 5, 0], range(0, 20000, 997),
                    range(1000, 3000, 5), range(3000, 1000, -5)]:
         numbers = sequence.Numbers(b"seed", 20000)
         for drawn in range(2):
@@ -202,9 +203,19 @@ def test_slice_beyond_the_end_is_empty_and_draws_nothing(drawn):
 
 def test_slice_draws_each_block_that_it_touches_once(drawn):
     numbers = sequence.Numbers(b"seed", LONGEST)
-    for first in (5000, 5003, 5119, 5119):
+    for first in (1024, 1100, 1279, 1279):
         numbers.slice(first, first + 5)
     assert sorted(drawn) == [(4, BLOCK), (5, BLOCK)]
+
+
+@pytest.mark.parametrize("seed, n, sizes", [(b"seed", LONGEST, [BLOCK, 2 * BLOCK]), (b"seed", WHOLE_MOST, []),
+                                            (CLIENT_ID, LONGEST, [LONGEST]), (CLIENT_ID, WHOLE_MOST, [])])
+def test_bytes_of_long_sequences_are_told_as_they_are_drawn(seed, n, sizes):
+    told = []
+    numbers = sequence.Numbers(seed, n, told.append)
+    for last in 5, 3 * BLOCK, 2 * BLOCK:
+        numbers.slice(0, last)
+    assert told == sizes
 
 
 def test_last_block_is_drawn_up_to_the_end_of_the_sequence(drawn):
@@ -219,7 +230,7 @@ def test_short_sequence_draws_no_more_than_its_count(drawn):
 
 def test_slices_far_apart_draw_nothing_between_them(drawn):
     sequence.Numbers(b"seed", LONGEST).slices([60000, 10, 30000], 5)
-    assert sorted(number for number, _ in drawn) == [0, 29, 58]
+    assert sorted(number for number, _ in drawn) == [0, 117, 234]
 
 
 def test_each_block_is_drawn_once_however_often_it_is_asked_for(drawn):
@@ -227,7 +238,7 @@ def test_each_block_is_drawn_once_however_often_it_is_asked_for(drawn):
     for _ in range(3):
         numbers.slices(range(0, LONGEST, 5), 5)
         numbers.slice(0, LONGEST)
-    assert [number for number, _ in drawn] == list(range(64))
+    assert [number for number, _ in drawn] == list(range(256))
 
 
 # ---- checksum

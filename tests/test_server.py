@@ -15,7 +15,7 @@ from numseq import protocol
 from numseq import serving
 from numseq.budget import WORK_SECONDS
 from numseq.loop import READ
-from numseq.sequence import CHECKSUM_STEP
+from numseq.sequence import BLOCK, CHECKSUM_STEP
 from numseq.serving import FAREWELLS_MOST, MESSAGES_MOST, Server, address_key, connections_limit
 from numseq.serving import endpoint, where_raised
 from numseq.session import FINISHING
@@ -1085,16 +1085,17 @@ def test_drawn_numbers_are_bounded_and_drawn_again_the_same(start, monkeypatch, 
     running = start(test_mode=False)
     ids = [b"%08x-0000-0000-0000-000000000000" % i for i in range(12)]
     peers = [running.connect() for _ in ids]
+    requests = b"".join(b"RECV,%d;" % (block * BLOCK // 5) for block in range(256))  # one in each block
     answers = []
     grown = traced()
     for client_id, peer in zip(ids, peers):
-        peer.sendall(init(65535, 5, client_id) + b"RECV,13000;RECV,7;")
-        answers.append(running.read_messages(peer, 3))
+        peer.sendall(init(65535, 5, client_id) + requests)
+        answers.append(running.read_messages(peer, 257))
     running.turn(3)
     assert grown() < 5 * size, "12 sequences were drawn, of which 3 may stay"
     assert len(set(answers)) == 12
     for answer, client_id, peer in zip(answers, ids, peers):
-        peer.sendall(b"RECV,13000;RECV,7;FIN;")
+        peer.sendall(requests + b"FIN;")
         again = running.read_to_end(peer)
         assert again.startswith(answer[4:])
         assert running.all_that_is_said(cont(client_id) + b"FIN;") == b"ACK;" + again[-37:]
