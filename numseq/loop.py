@@ -235,7 +235,7 @@ class Loop:
                     callback()
                 except MemoryError as error:  # run it again later: without its timer a connection never ends
                     timer[:] = self.now + REST_SECONDS, timer[1], callback
-                    heapq.heappush(timers, timer)
+                    heapq.heappush(self._timers, timer)  # `cancel` may have replaced the list
                     self.report(error)
                 except Exception as error:
                     self.report(error)
