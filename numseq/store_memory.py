@@ -109,6 +109,5 @@ class MemoryStore:
             self._drop(client_id, self._kept.pop(client_id))
         # Iterating over a dict skips the entries deleted at its front, 1 ns each. The pause keeps this below
         # a percent of the time even with the largest number of records.
-        self._timer = None
-        if following is not None:
-            self._timer = self._loop.call_at(max(following, now + FORGET_PAUSE), self._forget)
+        self._timer = None if following is None else self._loop.call_at(
+            max(following, now + FORGET_PAUSE), self._forget)
