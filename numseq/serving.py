@@ -28,7 +28,6 @@ WANTED_FILES = CONNECTIONS_MOST + FAREWELLS_MOST + FILES_RESERVED + 40  # soft l
 MAPPED = b"\0" * 10 + b"\xff\xff"  # prefix of an IPv4 address on an IPv6 socket
 COMPLAINTS_MOST = 64  # different complaints remembered to hold back repetitions
 COMPLAINT_SECONDS = 60.0  # seconds before the same complaint is written again
-RELEASE_AGAIN_SECONDS = 1.0  # seconds until a release that ran out of memory is repeated
 STORE_TROUBLE_SECONDS = 10.0  # how long a failure of the store counts as trouble, unless it answers again
 
 # The reasons for refusing a connection.
@@ -305,17 +304,11 @@ class Server:
             if not self._per_address[key]:
                 del self._per_address[key]
         if session.record is not None:
-            self._release(session.client_id)
+            self.requests.release(session.client_id)
         elif self.draining:
             self.stop_if_drained()
         if self.tell:
             self.tell("%s %s: %s" % (endpoint(address), session, session.phase))
-
-    def _release(self, client_id):
-        try:
-            self.requests.release(client_id)
-        except MemoryError:  # try again later: a record that is never released is never forgotten
-            self.loop.call_later(RELEASE_AGAIN_SECONDS, lambda: self._release(client_id))
 
 
 def where_raised(error):

@@ -6,7 +6,7 @@ answer through the callback `done`:
     create(client_id, record, done)  creates the record unless it exists, and opens it:
                                      done(record, None), or done(None, EXISTS | FULL | FAILED)
     open(client_id, done)            opens the record: done(record, None), or done(None, MISSING | FAILED)
-    release(client_id, done)         undoes one create or one open: done()
+    release(client_id, done)         undoes one create or one open: done(); nothing, if it raises MemoryError
     close()                          releases the store's timers, files and connections
 
 Every store promises:
@@ -28,6 +28,7 @@ import collections
 RETENTION = 30.0  # seconds a record is kept after its last connection ended
 CLIENTS_MOST = 100 * 1000  # records kept at once: about 20 MB in memory
 ANSWER_SECONDS = 0.5  # limit of a store's reply: half a session, so that the client still hears of a failure
+RELEASE_AGAIN_SECONDS = 1.0  # seconds until a release that ran out of memory is repeated
 
 EXISTS = "exists"
 MISSING = "missing"
@@ -80,15 +81,17 @@ class Requests:
     def release(self, client_id):
         """Undoes one create or open. Nobody waits for the reply, but until then it counts as in flight."""
         self.in_flight += 1
+        self._release(client_id)
+
+    def _release(self, client_id):
         try:
             self._store.release(client_id, self._released)
-        except Exception:  # out of memory: the request was not made
-            self.in_flight -= 1
-            raise
+        except MemoryError:  # try again later: a record that is never released is never forgotten
+            self._loop.call_later(RELEASE_AGAIN_SECONDS, lambda: self._release(client_id))
 
     def _released(self):
         self.in_flight -= 1
-        self._answered()
+        self._loop.guard(None, self._answered)  # the record is released, whatever happens there
 
 
 class _Request:
@@ -103,10 +106,10 @@ class _Request:
         self._state = WAITING
         self._timer = None
         self._began = requests._loop.clock()
-        requests.in_flight += 1
 
     def ask(self, ask):
         """Calls the store; if it does not reply immediately, starts the timer."""
+        self._requests.in_flight += 1
         try:
             ask()
         except Exception:  # out of memory: the request was not made, or only in part

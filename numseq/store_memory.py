@@ -71,11 +71,12 @@ class MemoryStore:
         entry = self._open[client_id]
         if entry[1] == 1:
             deadline = self._loop.now + self._retention
-            # Added before it is deleted: if memory runs out, nothing has changed.
-            self._kept[client_id] = self._pack(entry, deadline)
-            del self._open[client_id]
+            packed = self._pack(entry, deadline)
+            # Added before it is deleted, and the timer first: if memory runs out, nothing has changed.
             if self._timer is None:
                 self._timer = self._loop.call_at(deadline, self._forget)
+            self._kept[client_id] = packed
+            del self._open[client_id]
         else:
             entry[1] -= 1
         done()

@@ -37,6 +37,32 @@ def test_opening_without_memory_loses_no_record(loop, tmp_path, monkeypatch, kin
     store.close()
 
 
+def test_release_without_memory_changes_nothing(store, loop, forgotten, monkeypatch):
+    answer(store.create, id_of(1), RECORD)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "call_at", no_memory)
+        with pytest.raises(MemoryError):
+            store.release(id_of(1), None)
+    answer(store.release, id_of(1))
+    loop.run()
+    assert [client_id for client_id, _ in forgotten] == [id_of(1)]
+
+
+def test_purge_that_runs_out_of_memory_leaves_one_timer(store, loop, clock, forgotten, monkeypatch):
+    for number in range(2):
+        keep(store, id_of(number))
+        pass_time(loop, clock, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "call_at", no_memory)
+        while not loop.errors:
+            loop.turn()
+    keep(store, id_of(2))
+    assert loop.timers() == 1
+    loop.run()
+    assert [client_id for client_id, _ in forgotten] == [id_of(0), id_of(1), id_of(2)]
+    del loop.errors[:]
+
+
 def no_memory(*_):
     raise MemoryError
 
