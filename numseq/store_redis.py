@@ -304,7 +304,7 @@ class RedisStore:
     def _check(self):
         """Reads the keys of records that are due: one that is missing or was created anew is forgotten."""
         # Replaced once all replies have come. If there is no memory to handle one, this goes on.
-        self._check_timer = self._loop.call_later(CHECK_PAUSE, self._check)
+        self._check_at(self._loop.now + CHECK_PAUSE)
         self._check_failed = False
         due = []
         for client_id, packed in self._kept.items():
@@ -350,8 +350,8 @@ class RedisStore:
         key = claim_key_of(token)
 
         def answered(replies):
-            # OK, or our own claim. An error, as where Redis has no memory for claims,
-            # announces it, too: rather twice than never.
+            # OK, or our own claim. An error, as where Redis has no memory for claims, announces it, too:
+            # rather twice than never.
             if replies is not None and (replies[0] != resp.NULL or replies[1:] == [(resp.BULK, self._name)]):
                 self._loop.guard(None, lambda: self._forgotten(client_id))
             done(replies is not None)
@@ -367,12 +367,17 @@ class RedisStore:
 
     def _checked_all(self):
         """Sets the timer for the next record that is due."""
-        timer, following = self._check_timer, None
         if self._kept and self._client.state is not CLOSED:
             first = _KEPT.unpack(next(iter(self._kept.values())))[0]
             pause = CHECK_PAUSE if self._check_failed else TOUCH_PAUSE
-            following = self._loop.call_at(max(first, self._loop.now + pause), self._check)
-        self._check_timer = following
+            self._check_at(max(first, self._loop.now + pause))
+        else:
+            self._loop.cancel(self._check_timer)
+            self._check_timer = None
+
+    def _check_at(self, when):
+        """Sets the timer of the next check, and cancels the previous one."""
+        timer, self._check_timer = self._check_timer, self._loop.call_at(when, self._check)
         self._loop.cancel(timer)
 
 

@@ -795,6 +795,19 @@ def test_checks_without_memory_are_repeated(loop, clock, redis, proven, monkeypa
     del loop.errors[:]
 
 
+def test_check_that_ran_out_of_memory_leaves_one_timer(loop, clock, proven, monkeypatch):
+    ask(loop, proven.release, C)
+    with monkeypatch.context() as patch:
+        patch.setattr("numseq.store_redis.get", boom_of(MemoryError()))
+        pass_time(loop, clock, RETENTION + 1)
+    assert len(loop.errors) > 1
+    del loop.errors[:]
+    ask(loop, proven.create, A, RECORD)
+    ask(loop, proven.release, A)  # so that the checks go on
+    pass_time(loop, clock, 5)
+    assert [timer[2] for timer in loop._timers].count(proven._check) == 1
+
+
 @pytest.mark.parametrize("session", [4.6, 5])
 def test_a_session_as_long_as_the_retention_keeps_its_record(
         loop, clock, redis, make_store, forgotten, session):
