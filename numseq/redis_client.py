@@ -366,8 +366,7 @@ class Client:
         try:
             self.connected(connect_to_path(self._loop, name, self))
         except (OSError, ValueError) as error:
-            reason = failure(error)
-            self._set_link_timer(0, lambda: self._lose(reason))  # later, as this may run in __init__
+            self._lose(failure(error))
 
     def _greeted(self, replies):
         """Called with the replies to the greeting, or None if the connection was lost."""
@@ -379,9 +378,6 @@ class Client:
 
     def _ask_for_life(self):
         """Sends a PING after IDLE_SECONDS of silence, to notice a peer that has vanished."""
-        if self._link is None:  # memory ran out in `_lose`
-            self._connect()
-            return
         rest = self._heard_at + IDLE_SECONDS - self._loop.now
         self._set_link_timer(rest if rest > 0 else IDLE_SECONDS, self._ask_for_life)
         if rest <= 0 and not self._in_flight:
@@ -394,11 +390,11 @@ class Client:
         otherwise at the same. Any other one, and a failed attempt, count as a failure of the place.
         `failures` is the least number of failures to count.
         """
+        self._set_link_timer(self._backoff, self._connect)  # replaced below, unless memory runs out
         link, self._link = self._link, None
         was_up = self.state is UP
         if was_up:
             self.state = GAP
-        self._set_link_timer(self._backoff, self._connect)  # replaced below, unless memory runs out
         if link is not None:
             link.abort()
         lost = [request for request in self._in_flight if request.done != self._greeted]

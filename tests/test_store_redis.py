@@ -12,8 +12,8 @@ from helpers import pass_time, turn_until
 import redis_servers
 from numseq import redis_client
 from numseq.loop import Loop
-from numseq.redis_client import (ATTEMPT_SECONDS, BACKOFF_MOST, IDLE_SECONDS, IN_FLIGHT_MOST, WAITING_MOST,
-                                 Place, parse_url)
+from numseq.redis_client import (ATTEMPT_SECONDS, BACKOFF_MOST, IDLE_SECONDS, IN_FLIGHT_MOST, PING,
+                                 WAITING_MOST, Place, parse_url)
 from numseq.serving import Server
 from numseq.store import ANSWER_SECONDS, EXISTS, FAILED, FULL, MISSING, RETENTION, Record
 from numseq.store_redis import RedisStore, decode_value, encode_value
@@ -433,6 +433,21 @@ def test_without_memory_after_a_loss_the_connection_is_made_again(
     del loop.errors[:]
     pass_time(loop, clock, 2 * BACKOFF_MOST)
     assert ask(loop, proven.create, A, RECORD).answer == (RECORD, None)
+
+
+def test_a_missing_unix_socket_is_told_and_tried_again(loop, clock, tmp_path, lines):
+    path = tmp_path / "socket"
+    store = RedisStore(parse_url("redis+socket://%s" % path), loop, None, complain=lines.append)
+    assert ask(loop, store.create, A, RECORD).answer == (None, FAILED)
+    assert store.is_away() and [line[:len("Redis at %s failed" % path)] for line in lines] == [
+        "Redis at %s failed" % path]
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen(1)
+        pass_time(loop, clock, 2 * BACKOFF_MOST)
+        with listening.accept()[0] as accepted:
+            assert accepted.recv(100) == PING.data
+    store.close()
 
 
 def test_a_system_without_random_bytes_fails_the_request_alone(loop, clock, redis, proven, monkeypatch):
