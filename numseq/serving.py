@@ -514,7 +514,7 @@ def start(settings, environment, loop, lines, complaints, complain, opened):
         raise CannotStart(str(error)) from None
     except OSError as error:
         raise CannotStart("cannot listen on %s: %s" % (endpoint(where), error)) from None
-    for text in warnings_at_start(settings, environment, loop):
+    for text in warnings_at_start(settings, environment, server):
         complain(text)
     lines.line("Listening on " + ", ".join(map(endpoint, addresses)))
     supervisor.ready(loop, server.status)
@@ -565,15 +565,14 @@ def load_test_mode():
         raise CannotStart("TEST_MODE is not possible here: %s" % error) from None
 
 
-def warnings_at_start(settings, environment, loop):
+def warnings_at_start(settings, environment, server):
     """What an operator should know when the server starts (list of text)."""
     found = []
     if "TEST_MODE" in environment:
         found.append("TEST_MODE is set: whoever knows a client's id knows its numbers")
-    limit = connections_limit(loop)
-    if limit < (settings.connections or FEW_CONNECTIONS):
+    if server.connections_most < (settings.connections or FEW_CONNECTIONS):
         found.append("the limit of open files, %s, leaves room for %d connections (ulimit -n)" % (
-            process.files_most(), limit))
+            process.files_most(), server.connections_most))
     return found
 
 
