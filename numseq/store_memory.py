@@ -107,7 +107,7 @@ class MemoryStore:
                 break
             due.append(client_id)
         for client_id in due:
-            self._drop(client_id, self._kept.pop(client_id))
+            self._loop.guard(None, lambda: self._drop(client_id, self._kept.pop(client_id)))
         # Iterating over a dict skips the entries deleted at its front, 1 ns each. The pause keeps this below
         # a percent of the time even with the largest number of records.
         self._timer = None if following is None else self._loop.call_at(
