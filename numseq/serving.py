@@ -297,16 +297,16 @@ class Server:
         self.sessions.discard(session)
         self._drawn_bytes -= self._drawn.pop(session, 0)
         self.figures.ended[session.phase] += 1
+        if session.record is not None:
+            self.requests.release(session.client_id)
+        elif self.draining:
+            self.stop_if_drained()
         address = self._addresses.pop(session, None)
         if address is not None and self._per_address_most:
             key = address_key(address)
             self._per_address[key] -= 1
             if not self._per_address[key]:
                 del self._per_address[key]
-        if session.record is not None:
-            self.requests.release(session.client_id)
-        elif self.draining:
-            self.stop_if_drained()
         if self.tell:
             self.tell("%s %s: %s" % (endpoint(address), session, session.phase))
 

@@ -1347,6 +1347,23 @@ def test_a_record_for_whose_release_there_is_no_memory_is_released_later(running
     assert running.server.requests.in_flight == 0
 
 
+def test_a_record_is_released_although_its_address_cannot_be_counted(start, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    running = start(connections_per_address=5)
+    peer, session = running.connected()
+    running.say(peer, init(), b"ACK;")
+    with monkeypatch.context() as patch:
+        patch.setattr(serving, "address_key", fail)
+        peer.close()
+        running.turn_until(lambda: running.loop.errors)
+    del running.loop.errors[:]
+    running.loop.call_later(RETENTION + 5, running.loop.stop)
+    running.loop.run()
+    assert running.forgotten == [ID]
+
+
 def test_a_store_that_fails_makes_the_server_unhealthy_until_it_answers(start, clock):
     running = start(store=RefusingStore(FAILED))
     assert running.server.trouble() is None
