@@ -522,6 +522,13 @@ def start(settings, environment, loop, lines, complaints, complain, opened):
 
 def make_server(settings, environment, loop, lines, complaints, complain):
     """The Server for the settings, with its store. Raises CannotStart."""
+    server = None
+
+    def complain_of_store(text):
+        if server is None:  # the store is being opened
+            complain(text)
+        else:  # a client that continues a damaged record again and again causes no line each time
+            server.complain(text)
 
     def forgotten(client_id):
         server.figures.purged += 1
@@ -531,7 +538,7 @@ def make_server(settings, environment, loop, lines, complaints, complain):
     test_mode = "TEST_MODE" in environment
     if test_mode:
         load_test_mode()
-    store = make_store(settings, loop, forgotten, complain, environment)
+    store = make_store(settings, loop, forgotten, complain_of_store, environment)
     limit = connections_limit(loop)
     server = Server(loop, store, complaints.line if settings.verbose else None, settings.session_timeout,
                     min(settings.connections or limit, limit), settings.turn_messages, test_mode,

@@ -109,6 +109,26 @@ def test_limit_that_the_server_has_is_the_one_that_it_tells(capfd, monkeypatch):
     assert capfd.readouterr().err == ""
 
 
+def test_store_that_repeats_a_complaint_is_told_once(capfd, monkeypatch):
+    complain = None
+    really_open = serving.from_url
+
+    def open_store(*arguments):
+        nonlocal complain
+        complain = arguments[-1]
+        complain("a damaged file")
+        return really_open(*arguments)
+
+    def run(loop):
+        for _ in range(3):
+            complain("a damaged record")
+
+    monkeypatch.setattr(serving, "from_url", open_store)
+    monkeypatch.setattr(Loop, "run", run)
+    assert serve(serving.read_arguments(["0"], "server.py"), "server.py", {}) == 0
+    assert capfd.readouterr().err == "server.py: a damaged file\nserver.py: a damaged record\n"
+
+
 @pytest.mark.parametrize("options, loaded", [
     ([], set()), (["--metrics", HOST + ":0"], {"argparse", "numseq.options", "numseq.exporter"}),
     (["-q"], {"argparse", "numseq.options"}),
