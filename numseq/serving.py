@@ -18,7 +18,7 @@ from .stream import LINGER_SECONDS, Listener, close_file, listen
 from .supervisor import BadActivation, Supervisor, listening_sockets
 
 SESSION_TIMEOUT = 1.0  # seconds that a connection may live, from its accept
-CONNECTIONS_MOST = 16384  # open at once, if the limit of open files allows it: 1,500 bytes each, 25 MB
+CONNECTIONS_MOST = 16384  # open at once, if the limit of open files allows it: 1 KB each, 16 MB
 MESSAGES_MOST = 1024  # requests answered per connection and turn: 2 ms at the slowest
 FILES_RESERVED = 24  # files for the selector, signals, listeners and their spares, metrics and the store
 FEW_CONNECTIONS = 1024  # warn at the start if the limit of open files allows fewer connections
