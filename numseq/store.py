@@ -71,12 +71,12 @@ class Requests:
     def create(self, client_id, record, done):
         """Creates and opens a record: see the store's `create`."""
         request = _Request(self, client_id, done)
-        request.ask(lambda: self._store.create(client_id, record, request.answer))
+        request.send(lambda: self._store.create(client_id, record, request.answer))
 
     def open(self, client_id, done):
         """Opens a record: see the store's `open`."""
         request = _Request(self, client_id, done)
-        request.ask(lambda: self._store.open(client_id, request.answer))
+        request.send(lambda: self._store.open(client_id, request.answer))
 
     def release(self, client_id):
         """Undoes one create or open. Nobody waits for the reply, but until then it counts as in flight."""
@@ -107,11 +107,11 @@ class _Request:
         self._timer = None
         self._began = requests._loop.clock()
 
-    def ask(self, ask):
-        """Calls the store; if it does not reply immediately, starts the timer."""
+    def send(self, call):
+        """Calls the store with call(); if it does not reply immediately, starts the timer."""
         self._requests.in_flight += 1
         try:
-            ask()
+            call()
         except Exception:  # out of memory: the request was not made, or only in part
             if self._state is WAITING:
                 self._state = GIVEN_UP
