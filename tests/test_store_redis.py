@@ -435,6 +435,28 @@ def test_without_memory_after_a_loss_the_connection_is_made_again(
     assert ask(loop, proven.create, A, RECORD).answer == (RECORD, None)
 
 
+def test_after_a_limit_without_memory_later_requests_have_theirs(loop, clock, redis, monkeypatch):
+    store = RedisStore(parse_url(redis.url), loop, None)
+    really_call = loop.call_at
+
+    def call_at(when, callback):
+        if callback == store._client._end_late:
+            raise MemoryError
+        return really_call(when, callback)
+
+    waiting = Asked(loop, store.open, A)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "call_at", call_at)
+        turn_until(loop, lambda: waiting.answers)  # the greeting has to end before the one that waits
+    pass_time(loop, clock, 2 * BACKOFF_MOST)
+    assert ask(loop, store.open, A).answer == (None, MISSING)
+    redis.reply = lambda parts, answer: None
+    asked = Asked(loop, store.open, B)
+    pass_time(loop, clock, ANSWER_SECONDS + 0.1)
+    assert asked.answers == [(None, FAILED)]
+    store.close()
+
+
 def test_a_missing_unix_socket_is_told_and_tried_again(loop, clock, tmp_path, lines):
     path = tmp_path / "socket"
     store = RedisStore(parse_url("redis+socket://%s" % path), loop, None, complain=lines.append)
