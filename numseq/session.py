@@ -81,7 +81,7 @@ class Session:
 
     def closed(self, stream, error):
         self.server.loop.cancel(self._timer)
-        if self.phase is FINISHED:
+        if self in self.server.farewells:  # finished: its place is free, its record released
             self.server.left(self)
             return
         self.server.checksums.drop(self)  # also if the time is up while the checksum is being computed
@@ -223,8 +223,8 @@ class Session:
 
     def finished(self, checksum):
         """Called with the checksum (bytes): sends the FAC and closes."""
-        self.phase = FINISHED
         self.write(protocol.encode(protocol.FAC, checksum.hex().encode("ascii")))
+        self.phase = FINISHED
         self._numbers = None
         # The stream lingers: input after FIN would otherwise reset the connection and destroy the FAC.
         self.stream.close(expect_more=self.server.finished(self))

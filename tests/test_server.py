@@ -1347,6 +1347,24 @@ def test_a_record_for_whose_release_there_is_no_memory_is_released_later(running
     assert running.server.requests.in_flight == 0
 
 
+@pytest.mark.parametrize("place, name", [(protocol, "encode"), (Server, "finished")])
+def test_a_session_without_memory_for_its_end_leaves_nothing(running, monkeypatch, place, name):
+    def fail(*_):
+        raise MemoryError
+
+    peer, session = running.connected()
+    running.say(peer, init(), b"ACK;")
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, fail)
+        peer.sendall(b"FIN;")
+        running.turn_until(lambda: running.loop.errors)
+    del running.loop.errors[:]
+    assert not (running.server.sessions or running.server.farewells)
+    running.loop.call_later(RETENTION + 5, running.loop.stop)
+    running.loop.run()
+    assert running.forgotten == [ID]
+
+
 def test_a_record_is_released_although_its_address_cannot_be_counted(start, monkeypatch):
     def fail(*_):
         raise MemoryError
