@@ -295,10 +295,10 @@ class Farewell:
     def __init__(self, server, connection):
         self.server = server
         self.stream = Stream(server.loop, connection, self)
-        server.farewells.add(self)
-        server.figures.errors[TOO_MANY_CONNECTIONS] += 1
         self.stream.write(LAST_WORD)
         self.stream.close()
+        server.figures.errors[TOO_MANY_CONNECTIONS] += 1
+        server.farewells.add(self)  # now that its end is certain
 
     def received(self, stream):
         """Never called: the stream is closing."""

@@ -1347,6 +1347,18 @@ def test_a_record_for_whose_release_there_is_no_memory_is_released_later(running
     assert running.server.requests.in_flight == 0
 
 
+def test_a_refusal_without_memory_leaves_nothing(start, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    running = start(connections_most=1)
+    running.connected()
+    with monkeypatch.context() as patch:
+        patch.setattr("numseq.stream.Stream.write", fail)
+        assert running.read_to_end(running.connect()) == b""
+    assert not running.server.farewells
+
+
 @pytest.mark.parametrize("place, name", [(protocol, "encode"), (Server, "finished")])
 def test_a_session_without_memory_for_its_end_leaves_nothing(running, monkeypatch, place, name):
     def fail(*_):
