@@ -476,8 +476,8 @@ def serve(settings, program, environment=os.environ):
 def start(settings, environment, loop, lines, complaints, complain, opened):
     """Starts the server on the loop, and adds to `opened` what has to be closed. Raises CannotStart.
 
-    A store and the exporter are loaded only if the settings ask for them, and before it listens: later there
-    may be no file left to load a module with, or a newer version in its place.
+    A store and the exporter are loaded only if the settings ask for them, and before the loop runs: later
+    there may be no file left to load a module with, or a newer version in its place.
     """
     server = make_server(settings, environment, loop, lines, complaints, complain)
     opened.append(server)

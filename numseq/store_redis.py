@@ -239,7 +239,7 @@ class RedisStore:
         del self._open[client_id]
         try:
             self._client.ask((command,), answered)
-        except MemoryError:  # nothing was asked, and the server releases it again
+        except MemoryError:  # nothing was asked; it is released again later
             self._open[client_id] = entry
             raise
 
