@@ -251,14 +251,15 @@ class RedisStore:
     # ---- records that are open here
 
     def _opened(self, client_id, value, token):
-        packed = self._kept.pop(client_id, None)
+        packed = self._kept.get(client_id)
         if packed is not None and _KEPT.unpack(packed)[1] != token:  # created anew before it was checked
             self._claim(client_id, _KEPT.unpack(packed)[1], True, lambda has_answer: None)
         if self._touches and self._touch_timer is None:
             self._touch_timer = self._loop.call_later(self._lease / 2, self._touch)
-        # In one step: if memory runs out, nothing has changed.
+        # In one step, and deleted last: if memory runs out, nothing has changed.
         count = self._open[client_id][2] if client_id in self._open else 0
         self._open[client_id] = [value, token, count + 1]
+        self._kept.pop(client_id, None)
 
     def _touch(self, rest=None):
         """Renews the leases of all open records in batches, if a session may outlast the retention."""

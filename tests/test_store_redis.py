@@ -832,6 +832,19 @@ def test_checks_without_memory_are_repeated(loop, clock, redis, proven, monkeypa
     del loop.errors[:]
 
 
+def test_opening_without_memory_forgets_no_purge(loop, clock, redis, proven, monkeypatch, forgotten):
+    ask(loop, proven.create, A, RECORD)
+    ask(loop, proven.release, A)
+    redis.keys.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(proven, "_claim", boom_of(MemoryError()))
+        proven.create(A, OTHER, None)
+        turn_until(loop, lambda: loop.errors)
+    del loop.errors[:]
+    pass_time(loop, clock, RETENTION + 5)
+    assert forgotten == [A]
+
+
 def test_check_that_ran_out_of_memory_leaves_one_timer(loop, clock, proven, monkeypatch):
     ask(loop, proven.release, C)
     with monkeypatch.context() as patch:
