@@ -232,8 +232,8 @@ class RedisStore:
                 healed(replies)
 
         def healed(replies):
+            done()  # first: if memory runs out below, the request has ended
             self._keep(client_id, token, UNCONFIRMED if replies is None else CONFIRMED)
-            done()
 
         command = expire(key, self._retention)
         del self._open[client_id]

@@ -15,7 +15,7 @@ from numseq.loop import Loop
 from numseq.redis_client import (ATTEMPT_SECONDS, BACKOFF_MOST, IDLE_SECONDS, IN_FLIGHT_MOST, PING,
                                  WAITING_MOST, Place, parse_url)
 from numseq.serving import Server
-from numseq.store import ANSWER_SECONDS, EXISTS, FAILED, FULL, MISSING, RETENTION, Record
+from numseq.store import ANSWER_SECONDS, EXISTS, FAILED, FULL, MISSING, RETENTION, Record, Requests
 from numseq.store_redis import RedisStore, decode_value, encode_value
 from numseq.stream import Stream
 from redis_servers import HOST, RealRedis, ScriptedRedis
@@ -810,6 +810,15 @@ def test_a_release_without_memory_can_be_repeated(loop, redis, proven, monkeypat
             proven.release(A, None)
     ask(loop, proven.release, A)
     assert redis.keys[KEY][1] - loop.now == pytest.approx(RETENTION, abs=0.01)
+
+
+def test_a_release_that_cannot_be_noted_is_not_in_flight_for_ever(loop, proven, monkeypatch):
+    requests = Requests(loop, proven, lambda: None)
+    monkeypatch.setattr(proven, "_keep", boom_of(MemoryError()))
+    requests.release(C)
+    turn_until(loop, lambda: loop.errors)
+    assert requests.in_flight == 0
+    del loop.errors[:]
 
 
 def test_checks_without_memory_are_repeated(loop, clock, redis, proven, monkeypatch, forgotten):
