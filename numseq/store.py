@@ -125,15 +125,13 @@ class _Request:
         requests, state = self._requests, self._state
         self._state = ANSWERED
         if state is WAITING:
-            self._finish(record, refusal)
             requests._loop.cancel(self._timer)
+            self._finish(record, refusal)
         elif state is GIVEN_UP and record is not None:
             requests.release(self._client_id)  # the session was told FAILED and has not opened the record
         requests._answered()
 
     def _time_is_up(self):
-        if self._state is not WAITING:  # there was no memory to cancel the timer
-            return
         self._state = GIVEN_UP
         self._finish(None, FAILED)
         self._requests._answered()

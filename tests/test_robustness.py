@@ -259,6 +259,22 @@ def test_a_timer_without_memory_is_run_again_later(loop, clock):
     del loop.errors[:]
 
 
+class Scarce(list):
+    """A list of which there is no memory for a copy."""
+
+    def __iter__(self):
+        raise MemoryError
+
+
+def test_many_timers_can_be_cancelled_without_memory(loop):
+    timers = [loop.call_later(1, lambda: pytest.fail("it was cancelled")) for _ in range(2 * COMPACT_ABOVE)]
+    loop._timers = Scarce(loop._timers)
+    for timer in timers:
+        loop.cancel(timer)
+    loop.run()
+    assert not loop._timers
+
+
 def test_a_timer_without_memory_that_cancelled_many_others_runs_again(loop):
     ran = []
     failing = Failing(lambda: ran.append(True), MemoryError(), 1)
