@@ -54,9 +54,8 @@ class Checksums:
         self._short.pop(session, None)
 
     def _step(self):
-        self._timer = None
-        if self._short or self._waiting:
-            self._timer = self._loop.call_later(0, self._step)  # in the next turn, after its requests
+        # In the next turn, after its requests.
+        self._timer = self._loop.call_later(0, self._step) if self._short or self._waiting else None
         while self._short:
             self._guarded(self._short)
             if not self._budget.is_left():

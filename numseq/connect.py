@@ -280,7 +280,11 @@ class LookUp:
         return True
 
     def on_events(self, mask):
-        data = os.read(self._reader, ANSWER_SIZE)
+        try:
+            data = os.read(self._reader, ANSWER_SIZE)
+        except OSError as failure:
+            self._end(None, failure)
+            return
         if data:
             self._answer += data
             return

@@ -90,7 +90,7 @@ class Loop:
         return self.call_at(self.now + delay, callback)
 
     def cancel(self, timer):
-        """Drops a timer and its callback. None, expired and cancelled timers are ignored."""
+        """Drops a timer and its callback. None, expired and cancelled timers are ignored. Raises nothing."""
         if timer is None or timer[2] is None:
             return
         timer[2] = None
@@ -100,7 +100,10 @@ class Loop:
         # Most timers are cancelled long before they are due. Removing them once they make up half of the heap
         # costs constant time per timer.
         if self._cancelled > COMPACT_ABOVE and self._cancelled * 2 > len(self._timers):
-            self._timers = [timer for timer in self._timers if timer[2] is not None]
+            try:
+                self._timers = [timer for timer in self._timers if timer[2] is not None]
+            except MemoryError:  # later, then: whoever cancels a timer has more to clean up
+                return
             heapq.heapify(self._timers)
             self._cancelled = 0
 
@@ -235,7 +238,7 @@ class Loop:
                     callback()
                 except MemoryError as error:  # run it again later: without its timer a connection never ends
                     timer[:] = self.now + REST_SECONDS, timer[1], callback
-                    heapq.heappush(timers, timer)
+                    heapq.heappush(self._timers, timer)  # `cancel` may have replaced the list
                     self.report(error)
                 except Exception as error:
                     self.report(error)

@@ -182,8 +182,8 @@ class Client:
         self._connected_at = self._heard_at = loop.now
         self._in_flight = collections.deque()  # requests without their replies, in the order of sending
         self._waiting = collections.deque()  # requests not sent yet
-        self._look_timer = None  # for the first deadline of all requests
-        self._look_at = None  # when that is (seconds)
+        self._late_timer = None  # for the first deadline of all requests
+        self._late_at = None  # when that is (seconds)
         # Limits an attempt to connect, a pause between attempts, or a silence. The loop starts the first
         # attempt: until then its clock stands still, however long the look-ups above took.
         self._link_timer = loop.call_later(0, self._connect)
@@ -199,7 +199,7 @@ class Client:
             return
         request = _Request(commands, again or commands, done, self._loop.now)
         if self.state is not UP:
-            self._look_by(self._loop.now + WAIT_SECONDS)
+            self._end_late_by(self._loop.now + WAIT_SECONDS)
         self._waiting.append(request)  # last, so that nothing has changed if memory runs out
         if self.state is UP:
             self._send()
@@ -221,7 +221,7 @@ class Client:
         self._in_flight.clear()
         self._waiting.clear()
         self._fail(requests)
-        self._loop.cancel(self._look_timer)
+        self._loop.cancel(self._late_timer)
 
     # ---- requests
 
@@ -238,21 +238,21 @@ class Client:
         request.sent = self._loop.now
         self._in_flight.append(request)
         try:
-            self._look_by(self._loop.now + ATTEMPT_SECONDS)
+            self._end_late_by(self._loop.now + ATTEMPT_SECONDS)
             self._link.write(b"".join([command.data for command in request.commands]))
         except MemoryError:  # whether it was written is unknown, so whose the next reply is, too
             self._link.abort()
 
-    def _look_by(self, when):
-        """Has `_look` called no later than `when` (seconds)."""
-        if self._look_timer is None or when < self._look_at:
-            self._loop.cancel(self._look_timer)
-            self._look_at = when
-            self._look_timer = self._loop.call_at(when, self._look)
+    def _end_late_by(self, when):
+        """Has `_end_late` called no later than `when` (seconds)."""
+        if self._late_timer is None or when < self._late_at:
+            timer, self._late_timer = self._late_timer, self._loop.call_at(when, self._end_late)
+            self._late_at = when
+            self._loop.cancel(timer)
 
-    def _look(self):
+    def _end_late(self):
         """Handles requests that are late: in flight without a reply, or waiting for too long."""
-        self._look_timer = None
+        self._late_timer = None
         now = self._loop.now
         if self._in_flight and self._in_flight[0].sent + ATTEMPT_SECONDS <= now:
             self._lose("does not answer", moves_on=True)
@@ -261,9 +261,9 @@ class Client:
             late.append(self._waiting.popleft())
         self._fail(late)
         if self._in_flight:
-            self._look_by(self._in_flight[0].sent + ATTEMPT_SECONDS)
+            self._end_late_by(self._in_flight[0].sent + ATTEMPT_SECONDS)
         if self._waiting:
-            self._look_by(self._waiting[0].asked + WAIT_SECONDS)
+            self._end_late_by(self._waiting[0].asked + WAIT_SECONDS)
 
     def _fail(self, requests):
         for request in requests:
@@ -366,25 +366,21 @@ class Client:
         try:
             self.connected(connect_to_path(self._loop, name, self))
         except (OSError, ValueError) as error:
-            reason = failure(error)
-            self._set_link_timer(0, lambda: self._lose(reason))  # later, as this may run in __init__
+            self._lose(failure(error))
 
     def _greeted(self, replies):
         """Called with the replies to the greeting, or None if the connection was lost."""
         if replies is not None:
             self.state = UP
             self.up_since = self._loop.now
-            self._set_link_timer(IDLE_SECONDS, self._ask_for_life)
+            self._set_link_timer(IDLE_SECONDS, self._ping_if_idle)
             self._send()
 
-    def _ask_for_life(self):
+    def _ping_if_idle(self):
         """Sends a PING after IDLE_SECONDS of silence, to notice a peer that has vanished."""
-        if self._link is None:  # memory ran out in `_lose`
-            self._connect()
-            return
         rest = self._heard_at + IDLE_SECONDS - self._loop.now
-        self._set_link_timer(rest if rest > 0 else IDLE_SECONDS, self._ask_for_life)
-        if rest <= 0 and not self._in_flight:
+        self._set_link_timer(rest if rest > 0 else IDLE_SECONDS, self._ping_if_idle)
+        if rest <= 0:
             self.ask((PING,), lambda replies: None)
 
     def _lose(self, reason, moves_on=False, failures=0, kind=AWAY):
@@ -394,11 +390,11 @@ class Client:
         otherwise at the same. Any other one, and a failed attempt, count as a failure of the place.
         `failures` is the least number of failures to count.
         """
+        self._set_link_timer(self._backoff, self._connect)  # replaced below, unless memory runs out
         link, self._link = self._link, None
         was_up = self.state is UP
         if was_up:
             self.state = GAP
-        self._set_link_timer(self._backoff, self._connect)  # replaced below, unless memory runs out
         if link is not None:
             link.abort()
         lost = [request for request in self._in_flight if request.done != self._greeted]

@@ -18,7 +18,7 @@ from .stream import LINGER_SECONDS, Listener, close_file, listen
 from .supervisor import BadActivation, Supervisor, listening_sockets
 
 SESSION_TIMEOUT = 1.0  # seconds that a connection may live, from its accept
-CONNECTIONS_MOST = 16384  # open at once, if the limit of open files allows it: 1,500 bytes each, 25 MB
+CONNECTIONS_MOST = 16384  # open at once, if the limit of open files allows it: 1 KB each, 16 MB
 MESSAGES_MOST = 1024  # requests answered per connection and turn: 2 ms at the slowest
 FILES_RESERVED = 24  # files for the selector, signals, listeners and their spares, metrics and the store
 FEW_CONNECTIONS = 1024  # warn at the start if the limit of open files allows fewer connections
@@ -28,7 +28,6 @@ WANTED_FILES = CONNECTIONS_MOST + FAREWELLS_MOST + FILES_RESERVED + 40  # soft l
 MAPPED = b"\0" * 10 + b"\xff\xff"  # prefix of an IPv4 address on an IPv6 socket
 COMPLAINTS_MOST = 64  # different complaints remembered to hold back repetitions
 COMPLAINT_SECONDS = 60.0  # seconds before the same complaint is written again
-RELEASE_AGAIN_SECONDS = 1.0  # seconds until a release that ran out of memory is repeated
 STORE_TROUBLE_SECONDS = 10.0  # how long a failure of the store counts as trouble, unless it answers again
 
 # The reasons for refusing a connection.
@@ -296,24 +295,18 @@ class Server:
         self.sessions.discard(session)
         self._drawn_bytes -= self._drawn.pop(session, 0)
         self.figures.ended[session.phase] += 1
+        if session.record is not None:
+            self.requests.release(session.client_id)
+        elif self.draining:
+            self.stop_if_drained()
         address = self._addresses.pop(session, None)
         if address is not None and self._per_address_most:
             key = address_key(address)
             self._per_address[key] -= 1
             if not self._per_address[key]:
                 del self._per_address[key]
-        if session.record is not None:
-            self._release(session.client_id)
-        elif self.draining:
-            self.stop_if_drained()
         if self.tell:
             self.tell("%s %s: %s" % (endpoint(address), session, session.phase))
-
-    def _release(self, client_id):
-        try:
-            self.requests.release(client_id)
-        except MemoryError:  # try again later: a record that is never released is never forgotten
-            self.loop.call_later(RELEASE_AGAIN_SECONDS, lambda: self._release(client_id))
 
 
 def where_raised(error):
@@ -481,8 +474,8 @@ def serve(settings, program, environment=os.environ):
 def start(settings, environment, loop, lines, complaints, complain, opened):
     """Starts the server on the loop, and adds to `opened` what has to be closed. Raises CannotStart.
 
-    A store and the exporter are loaded only if the settings ask for them, and before it listens: later there
-    may be no file left to load a module with, or a newer version in its place.
+    A store and the exporter are loaded only if the settings ask for them, and before the loop runs: later
+    there may be no file left to load a module with, or a newer version in its place.
     """
     server = make_server(settings, environment, loop, lines, complaints, complain)
     opened.append(server)
@@ -519,7 +512,7 @@ def start(settings, environment, loop, lines, complaints, complain, opened):
         raise CannotStart(str(error)) from None
     except OSError as error:
         raise CannotStart("cannot listen on %s: %s" % (endpoint(where), error)) from None
-    for text in warnings_at_start(settings, environment, loop):
+    for text in warnings_at_start(settings, environment, server):
         complain(text)
     lines.line("Listening on " + ", ".join(map(endpoint, addresses)))
     supervisor.ready(loop, server.status)
@@ -527,6 +520,13 @@ def start(settings, environment, loop, lines, complaints, complain, opened):
 
 def make_server(settings, environment, loop, lines, complaints, complain):
     """The Server for the settings, with its store. Raises CannotStart."""
+    server = None
+
+    def complain_of_store(text):
+        if server is None:  # the store is being opened
+            complain(text)
+        else:  # a client that continues a damaged record again and again causes no line each time
+            server.complain(text)
 
     def forgotten(client_id):
         server.figures.purged += 1
@@ -536,7 +536,7 @@ def make_server(settings, environment, loop, lines, complaints, complain):
     test_mode = "TEST_MODE" in environment
     if test_mode:
         load_test_mode()
-    store = make_store(settings, loop, forgotten, complain, environment)
+    store = make_store(settings, loop, forgotten, complain_of_store, environment)
     limit = connections_limit(loop)
     server = Server(loop, store, complaints.line if settings.verbose else None, settings.session_timeout,
                     min(settings.connections or limit, limit), settings.turn_messages, test_mode,
@@ -570,15 +570,14 @@ def load_test_mode():
         raise CannotStart("TEST_MODE is not possible here: %s" % error) from None
 
 
-def warnings_at_start(settings, environment, loop):
+def warnings_at_start(settings, environment, server):
     """What an operator should know when the server starts (list of text)."""
     found = []
     if "TEST_MODE" in environment:
         found.append("TEST_MODE is set: whoever knows a client's id knows its numbers")
-    limit = connections_limit(loop)
-    if limit < (settings.connections or FEW_CONNECTIONS):
+    if server.connections_most < (settings.connections or FEW_CONNECTIONS):
         found.append("the limit of open files, %s, leaves room for %d connections (ulimit -n)" % (
-            process.files_most(), limit))
+            process.files_most(), server.connections_most))
     return found
 
 

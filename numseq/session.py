@@ -84,7 +84,7 @@ class Session:
     def closed(self, stream, error):
         self.server.loop.cancel(self._timer)
         self._numbers = None  # it refers to this session
-        if self.phase is FINISHED:
+        if self in self.server.farewells:  # finished: its place is free, its record released
             self.server.left(self)
             return
         self.server.checksums.drop(self)  # also if the time is up while the checksum is being computed
@@ -226,8 +226,8 @@ class Session:
 
     def finished(self, checksum):
         """Called with the checksum (bytes): sends the FAC and closes."""
-        self.phase = FINISHED
         self.write(protocol.encode(protocol.FAC, checksum.hex().encode("ascii")))
+        self.phase = FINISHED
         self._numbers = None
         # The stream lingers: input after FIN would otherwise reset the connection and destroy the FAC.
         self.stream.close(expect_more=self.server.finished(self))
@@ -302,10 +302,10 @@ class Farewell:
     def __init__(self, server, connection):
         self.server = server
         self.stream = Stream(server.loop, connection, self)
-        server.farewells.add(self)
-        server.figures.errors[TOO_MANY_CONNECTIONS] += 1
         self.stream.write(LAST_WORD)
         self.stream.close()
+        server.figures.errors[TOO_MANY_CONNECTIONS] += 1
+        server.farewells.add(self)  # now that its end is certain
 
     def received(self, stream):
         """Never called: the stream is closing."""

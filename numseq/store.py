@@ -6,7 +6,7 @@ answer through the callback `done`:
     create(client_id, record, done)  creates the record unless it exists, and opens it:
                                      done(record, None), or done(None, EXISTS | FULL | FAILED)
     open(client_id, done)            opens the record: done(record, None), or done(None, MISSING | FAILED)
-    release(client_id, done)         undoes one create or one open: done()
+    release(client_id, done)         undoes one create or one open: done(); nothing, if it raises MemoryError
     close()                          releases the store's timers, files and connections
 
 Every store promises:
@@ -28,6 +28,7 @@ import collections
 RETENTION = 30.0  # seconds a record is kept after its last connection ended
 CLIENTS_MOST = 100 * 1000  # records kept at once: about 20 MB in memory
 ANSWER_SECONDS = 0.5  # limit of a store's reply: half a session, so that the client still hears of a failure
+RELEASE_AGAIN_SECONDS = 1.0  # seconds until a release that ran out of memory is repeated
 
 EXISTS = "exists"
 MISSING = "missing"
@@ -70,25 +71,27 @@ class Requests:
     def create(self, client_id, record, done):
         """Creates and opens a record: see the store's `create`."""
         request = _Request(self, client_id, done)
-        request.ask(lambda: self._store.create(client_id, record, request.answer))
+        request.send(lambda: self._store.create(client_id, record, request.answer))
 
     def open(self, client_id, done):
         """Opens a record: see the store's `open`."""
         request = _Request(self, client_id, done)
-        request.ask(lambda: self._store.open(client_id, request.answer))
+        request.send(lambda: self._store.open(client_id, request.answer))
 
     def release(self, client_id):
         """Undoes one create or open. Nobody waits for the reply, but until then it counts as in flight."""
         self.in_flight += 1
+        self._release(client_id)
+
+    def _release(self, client_id):
         try:
             self._store.release(client_id, self._released)
-        except Exception:  # out of memory: the request was not made
-            self.in_flight -= 1
-            raise
+        except MemoryError:  # try again later: a record that is never released is never forgotten
+            self._loop.call_later(RELEASE_AGAIN_SECONDS, lambda: self._release(client_id))
 
     def _released(self):
         self.in_flight -= 1
-        self._answered()
+        self._loop.guard(None, self._answered)  # the record is released, whatever happens there
 
 
 class _Request:
@@ -103,12 +106,12 @@ class _Request:
         self._state = WAITING
         self._timer = None
         self._began = requests._loop.clock()
-        requests.in_flight += 1
 
-    def ask(self, ask):
-        """Calls the store; if it does not reply immediately, starts the timer."""
+    def send(self, call):
+        """Calls the store with call(); if it does not reply immediately, starts the timer."""
+        self._requests.in_flight += 1
         try:
-            ask()
+            call()
         except Exception:  # out of memory: the request was not made, or only in part
             if self._state is WAITING:
                 self._state = GIVEN_UP
@@ -122,15 +125,13 @@ class _Request:
         requests, state = self._requests, self._state
         self._state = ANSWERED
         if state is WAITING:
-            self._finish(record, refusal)
             requests._loop.cancel(self._timer)
+            self._finish(record, refusal)
         elif state is GIVEN_UP and record is not None:
             requests.release(self._client_id)  # the session was told FAILED and has not opened the record
         requests._answered()
 
     def _time_is_up(self):
-        if self._state is not WAITING:  # there was no memory to cancel the timer
-            return
         self._state = GIVEN_UP
         self._finish(None, FAILED)
         self._requests._answered()

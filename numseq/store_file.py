@@ -129,17 +129,16 @@ class FileStore(MemoryStore):
         """Writes a new record to the file before the store replies."""
         if record is not None:
             try:
-                slot = self._try(self._table.put, client_id, record, self._drawing)
-                if slot is not None:
-                    self._open[client_id] += slot, seed_kind_of(client_id, record.seed)
+                slot = self._table.put(client_id, record, self._drawing)
+                self._open[client_id] += slot, seed_kind_of(client_id, record.seed)
+                self._failing = False
+            except OSError as error:
+                del self._open[client_id]
+                self._failed(error)
+                record, refusal = None, FAILED
             except MemoryError:
                 del self._open[client_id]
                 raise
-            if slot is None:
-                del self._open[client_id]
-                record, refusal = None, FAILED
-            else:
-                self._failing = False
         done(record, refusal)
 
     def open(self, client_id, done):
@@ -160,7 +159,10 @@ class FileStore(MemoryStore):
     _unpack = staticmethod(unpack)
 
     def _drop(self, client_id, packed):
-        self._try(self._table.clear, place_of(packed) >> 2)
+        try:
+            self._table.clear(place_of(packed) >> 2)
+        except OSError as error:
+            self._failed(error)
         self._forgotten(client_id)
 
     def _slot_of(self, client_id):
@@ -168,19 +170,12 @@ class FileStore(MemoryStore):
         packed = self._kept.get(client_id)
         return None if packed is None else place_of(packed) >> 2
 
-    def _try(self, write, *arguments):
-        """The result of write(*arguments), or None if it fails.
-
-        Complains about the first failure since a sequence was last written.
-        """
-        try:
-            return write(*arguments)
-        except OSError as error:
-            if not self._failing:
-                self._failing = True
-                self._complain("%a cannot be written, no new sequence is kept until it can: %s" % (
-                    self._path, error.strerror))
-            return None
+    def _failed(self, error):
+        """Complains about the first write that failed since a sequence was last written."""
+        if not self._failing:
+            self._failing = True
+            self._complain("%a cannot be written, no new sequence is kept until it can: %s" % (
+                self._path, error.strerror))
 
 
 # ---- the file

@@ -71,11 +71,12 @@ class MemoryStore:
         entry = self._open[client_id]
         if entry[1] == 1:
             deadline = self._loop.now + self._retention
-            # Added before it is deleted: if memory runs out, nothing has changed.
-            self._kept[client_id] = self._pack(entry, deadline)
-            del self._open[client_id]
+            packed = self._pack(entry, deadline)
+            # Added before it is deleted, and the timer first: if memory runs out, nothing has changed.
             if self._timer is None:
                 self._timer = self._loop.call_at(deadline, self._forget)
+            self._kept[client_id] = packed
+            del self._open[client_id]
         else:
             entry[1] -= 1
         done()
@@ -106,9 +107,8 @@ class MemoryStore:
                 break
             due.append(client_id)
         for client_id in due:
-            self._drop(client_id, self._kept.pop(client_id))
+            self._loop.guard(None, lambda: self._drop(client_id, self._kept.pop(client_id)))
         # Iterating over a dict skips the entries deleted at its front, 1 ns each. The pause keeps this below
         # a percent of the time even with the largest number of records.
-        self._timer = None
-        if following is not None:
-            self._timer = self._loop.call_at(max(following, now + FORGET_PAUSE), self._forget)
+        self._timer = None if following is None else self._loop.call_at(
+            max(following, now + FORGET_PAUSE), self._forget)

@@ -232,14 +232,14 @@ class RedisStore:
                 healed(replies)
 
         def healed(replies):
+            done()  # first: if memory runs out below, the request has ended
             self._keep(client_id, token, UNCONFIRMED if replies is None else CONFIRMED)
-            done()
 
         command = expire(key, self._retention)
         del self._open[client_id]
         try:
             self._client.ask((command,), answered)
-        except MemoryError:  # nothing was asked, and the server releases it again
+        except MemoryError:  # nothing was asked; it is released again later
             self._open[client_id] = entry
             raise
 
@@ -251,14 +251,15 @@ class RedisStore:
     # ---- records that are open here
 
     def _opened(self, client_id, value, token):
-        packed = self._kept.pop(client_id, None)
+        packed = self._kept.get(client_id)
         if packed is not None and _KEPT.unpack(packed)[1] != token:  # created anew before it was checked
             self._claim(client_id, _KEPT.unpack(packed)[1], True, lambda has_answer: None)
         if self._touches and self._touch_timer is None:
             self._touch_timer = self._loop.call_later(self._lease / 2, self._touch)
-        # In one step: if memory runs out, nothing has changed.
+        # In one step, and deleted last: if memory runs out, nothing has changed.
         count = self._open[client_id][2] if client_id in self._open else 0
         self._open[client_id] = [value, token, count + 1]
+        self._kept.pop(client_id, None)
 
     def _touch(self, rest=None):
         """Renews the leases of all open records in batches, if a session may outlast the retention."""
@@ -304,7 +305,7 @@ class RedisStore:
     def _check(self):
         """Reads the keys of records that are due: one that is missing or was created anew is forgotten."""
         # Replaced once all replies have come. If there is no memory to handle one, this goes on.
-        self._check_timer = self._loop.call_later(CHECK_PAUSE, self._check)
+        self._check_at(self._loop.now + CHECK_PAUSE)
         self._check_failed = False
         due = []
         for client_id, packed in self._kept.items():
@@ -350,8 +351,8 @@ class RedisStore:
         key = claim_key_of(token)
 
         def answered(replies):
-            # OK, or our own claim. An error, as where Redis has no memory for claims,
-            # announces it, too: rather twice than never.
+            # OK, or our own claim. An error, as where Redis has no memory for claims, announces it, too:
+            # rather twice than never.
             if replies is not None and (replies[0] != resp.NULL or replies[1:] == [(resp.BULK, self._name)]):
                 self._loop.guard(None, lambda: self._forgotten(client_id))
             done(replies is not None)
@@ -367,12 +368,17 @@ class RedisStore:
 
     def _checked_all(self):
         """Sets the timer for the next record that is due."""
-        timer, following = self._check_timer, None
         if self._kept and self._client.state is not CLOSED:
             first = _KEPT.unpack(next(iter(self._kept.values())))[0]
             pause = CHECK_PAUSE if self._check_failed else TOUCH_PAUSE
-            following = self._loop.call_at(max(first, self._loop.now + pause), self._check)
-        self._check_timer = following
+            self._check_at(max(first, self._loop.now + pause))
+        else:
+            self._loop.cancel(self._check_timer)
+            self._check_timer = None
+
+    def _check_at(self, when):
+        """Sets the timer of the next check, and cancels the previous one."""
+        timer, self._check_timer = self._check_timer, self._loop.call_at(when, self._check)
         self._loop.cancel(timer)
 
 

@@ -237,6 +237,21 @@ def test_look_up_that_dies_is_an_error(loop, monkeypatch, no_children):
     assert (handler.events, handler.error.errno) == (["closed"], errno.EIO)
 
 
+def test_look_up_whose_answer_cannot_be_read_is_an_error(loop, answers, monkeypatch, no_children):
+    answers([(socket.AF_INET, ("127.0.0.1", 1))])
+    handler = Recorder()
+    connect(loop, "server.example", 1, handler)
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "read", unreadable)
+        turn_until(loop, lambda: handler.events or loop.errors)
+    assert (handler.events, handler.error.errno) == (["closed"], errno.EIO)
+    assert module.SharedLookUp.running == {}
+
+
+def unreadable(*_):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
 def test_look_up_has_a_limit(loop, clock, monkeypatch, no_children):
     monkeypatch.setattr(module, "look_up_alone", lambda *_: time.sleep(60))
     handler = Recorder()

@@ -14,7 +14,7 @@ import pytest
 from helpers import ANY_PORT, Recorder, turn_until
 from numseq import stream as stream_module
 from numseq.addresses import resolve
-from numseq.loop import READ, REST_SECONDS, WAIT_PAUSE, Loop, working_selector
+from numseq.loop import COMPACT_ABOVE, READ, REST_SECONDS, WAIT_PAUSE, Loop, working_selector
 from numseq.stream import Listener, listen, listening_socket
 
 CODES = [errno.EINTR, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS, errno.EMFILE, errno.EIO, errno.EINVAL,
@@ -256,6 +256,38 @@ def test_a_timer_without_memory_is_run_again_later(loop, clock):
     loop.run()
     assert ran == [pytest.approx(began + 1 + 2 * REST_SECONDS)]
     assert len(loop.errors) == 2
+    del loop.errors[:]
+
+
+class Scarce(list):
+    """A list of which there is no memory for a copy."""
+
+    def __iter__(self):
+        raise MemoryError
+
+
+def test_many_timers_can_be_cancelled_without_memory(loop):
+    timers = [loop.call_later(1, lambda: pytest.fail("it was cancelled")) for _ in range(2 * COMPACT_ABOVE)]
+    loop._timers = Scarce(loop._timers)
+    for timer in timers:
+        loop.cancel(timer)
+    loop.run()
+    assert not loop._timers
+
+
+def test_a_timer_without_memory_that_cancelled_many_others_runs_again(loop):
+    ran = []
+    failing = Failing(lambda: ran.append(True), MemoryError(), 1)
+    others = [loop.call_later(2, failing) for _ in range(2 * COMPACT_ABOVE)]
+
+    def cancel_and_fail():
+        for timer in others:
+            loop.cancel(timer)
+        failing()
+
+    loop.call_later(1, cancel_and_fail)
+    loop.run()
+    assert (ran, len(loop.errors)) == ([True], 1)
     del loop.errors[:]
 
 

@@ -1340,8 +1340,56 @@ def test_a_record_for_whose_release_there_is_no_memory_is_released_later(running
     monkeypatch.setattr(running.store, "release", fail)
     peer.close()
     running.turn_until(lambda: not running.server.sessions)
-    assert running.server.requests.in_flight == 0
+    assert running.server.requests.in_flight == 1
     monkeypatch.setattr(running.store, "release", plain)
+    running.loop.call_later(RETENTION + 5, running.loop.stop)
+    running.loop.run()
+    assert running.forgotten == [ID]
+    assert running.server.requests.in_flight == 0
+
+
+def test_a_refusal_without_memory_leaves_nothing(start, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    running = start(connections_most=1)
+    running.connected()
+    with monkeypatch.context() as patch:
+        patch.setattr("numseq.stream.Stream.write", fail)
+        assert running.read_to_end(running.connect()) == b""
+    assert not running.server.farewells
+
+
+@pytest.mark.parametrize("place, name", [(protocol, "encode"), (Server, "finished")])
+def test_a_session_without_memory_for_its_end_leaves_nothing(running, monkeypatch, place, name):
+    def fail(*_):
+        raise MemoryError
+
+    peer, session = running.connected()
+    running.say(peer, init(), b"ACK;")
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, fail)
+        peer.sendall(b"FIN;")
+        running.turn_until(lambda: running.loop.errors)
+    del running.loop.errors[:]
+    assert not (running.server.sessions or running.server.farewells)
+    running.loop.call_later(RETENTION + 5, running.loop.stop)
+    running.loop.run()
+    assert running.forgotten == [ID]
+
+
+def test_a_record_is_released_although_its_address_cannot_be_counted(start, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    running = start(connections_per_address=5)
+    peer, session = running.connected()
+    running.say(peer, init(), b"ACK;")
+    with monkeypatch.context() as patch:
+        patch.setattr(serving, "address_key", fail)
+        peer.close()
+        running.turn_until(lambda: running.loop.errors)
+    del running.loop.errors[:]
     running.loop.call_later(RETENTION + 5, running.loop.stop)
     running.loop.run()
     assert running.forgotten == [ID]

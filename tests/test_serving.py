@@ -99,6 +99,36 @@ def test_server_that_has_ended_leaves_nothing_open(capfd, monkeypatch):
     assert out.startswith("Listening on 127.0.0.1:") and err == ""
 
 
+def test_limit_that_the_server_has_is_the_one_that_it_tells(capfd, monkeypatch):
+    """The files that a start opens are reserved, and not counted once more."""
+    limits = [101, 99]
+    monkeypatch.setattr(serving, "connections_limit", lambda loop: limits.pop(0))
+    monkeypatch.setattr(Loop, "run", lambda loop: None)
+    settings = serving.read_arguments(["0", "--connections", "100"], "server.py")
+    assert serve(settings, "server.py", {}) == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_store_that_repeats_a_complaint_is_told_once(capfd, monkeypatch):
+    complain = None
+    really_open = serving.from_url
+
+    def open_store(*arguments):
+        nonlocal complain
+        complain = arguments[-1]
+        complain("a damaged file")
+        return really_open(*arguments)
+
+    def run(loop):
+        for _ in range(3):
+            complain("a damaged record")
+
+    monkeypatch.setattr(serving, "from_url", open_store)
+    monkeypatch.setattr(Loop, "run", run)
+    assert serve(serving.read_arguments(["0"], "server.py"), "server.py", {}) == 0
+    assert capfd.readouterr().err == "server.py: a damaged file\nserver.py: a damaged record\n"
+
+
 @pytest.mark.parametrize("options, loaded", [
     ([], set()), (["--metrics", HOST + ":0"], {"argparse", "numseq.options", "numseq.exporter"}),
     (["-q"], {"argparse", "numseq.options"}),

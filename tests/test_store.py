@@ -466,3 +466,30 @@ def test_release_is_in_flight_until_the_store_confirms_it(requests, slow, heard)
     assert requests.in_flight == 1
     slow.answer()
     assert (requests.in_flight, heard) == (0, [0])
+
+
+def test_late_record_without_memory_to_release_it_is_released_later(requests, slow, loop, monkeypatch):
+    requests.create(A, RECORD, lambda *each: None)
+    loop.run()
+    with monkeypatch.context() as patch:
+        patch.setattr(slow, "release", no_memory)
+        slow.answer()
+    assert requests.in_flight == 1
+    loop.run()
+    assert (requests.in_flight, slow.released) == (0, [A])
+
+
+def test_release_is_made_once_whatever_hears_of_it(loop, forgotten):
+    store = MemoryStore(loop, forgotten.append)
+    requests = Requests(loop, store, no_memory)
+    keep_now(store, A)
+    answer(store.open, A)
+    requests.release(A)
+    assert [type(error) for error in loop.errors] == [MemoryError]
+    del loop.errors[:]
+    loop.run()
+    assert (requests.in_flight, forgotten) == (0, [A])
+
+
+def no_memory(*_):
+    raise MemoryError

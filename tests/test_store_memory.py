@@ -37,6 +37,50 @@ def test_opening_without_memory_loses_no_record(loop, tmp_path, monkeypatch, kin
     store.close()
 
 
+def test_purges_go_on_after_an_announcement_that_raised(loop):
+    announced = []
+
+    def announce(client_id):
+        announced.append(client_id)
+        if len(announced) == 1:
+            raise ValueError("a fault of the one who hears of it")
+
+    store = MemoryStore(loop, announce)
+    for first in 0, 2:
+        keep(store, id_of(first))
+        keep(store, id_of(first + 1))
+        loop.run()
+    assert announced == list(map(id_of, range(4)))
+    assert [type(error) for error in loop.errors] == [ValueError]
+    del loop.errors[:]
+
+
+def test_release_without_memory_changes_nothing(store, loop, forgotten, monkeypatch):
+    answer(store.create, id_of(1), RECORD)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "call_at", no_memory)
+        with pytest.raises(MemoryError):
+            store.release(id_of(1), None)
+    answer(store.release, id_of(1))
+    loop.run()
+    assert [client_id for client_id, _ in forgotten] == [id_of(1)]
+
+
+def test_purge_that_runs_out_of_memory_leaves_one_timer(store, loop, clock, forgotten, monkeypatch):
+    for number in range(2):
+        keep(store, id_of(number))
+        pass_time(loop, clock, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "call_at", no_memory)
+        while not loop.errors:
+            loop.turn()
+    keep(store, id_of(2))
+    assert loop.timers() == 1
+    loop.run()
+    assert [client_id for client_id, _ in forgotten] == [id_of(0), id_of(1), id_of(2)]
+    del loop.errors[:]
+
+
 def no_memory(*_):
     raise MemoryError
 

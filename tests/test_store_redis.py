@@ -12,10 +12,10 @@ from helpers import pass_time, turn_until
 import redis_servers
 from numseq import redis_client
 from numseq.loop import Loop
-from numseq.redis_client import (ATTEMPT_SECONDS, BACKOFF_MOST, IDLE_SECONDS, IN_FLIGHT_MOST, WAITING_MOST,
-                                 Place, parse_url)
+from numseq.redis_client import (ATTEMPT_SECONDS, BACKOFF_MOST, IDLE_SECONDS, IN_FLIGHT_MOST, PING,
+                                 WAITING_MOST, Place, parse_url)
 from numseq.serving import Server
-from numseq.store import ANSWER_SECONDS, EXISTS, FAILED, FULL, MISSING, RETENTION, Record
+from numseq.store import ANSWER_SECONDS, EXISTS, FAILED, FULL, MISSING, RETENTION, Record, Requests
 from numseq.store_redis import RedisStore, decode_value, encode_value
 from numseq.stream import Stream
 from redis_servers import HOST, RealRedis, ScriptedRedis
@@ -435,6 +435,43 @@ def test_without_memory_after_a_loss_the_connection_is_made_again(
     assert ask(loop, proven.create, A, RECORD).answer == (RECORD, None)
 
 
+def test_after_a_limit_without_memory_later_requests_have_theirs(loop, clock, redis, monkeypatch):
+    store = RedisStore(parse_url(redis.url), loop, None)
+    really_call = loop.call_at
+
+    def call_at(when, callback):
+        if callback == store._client._end_late:
+            raise MemoryError
+        return really_call(when, callback)
+
+    waiting = Asked(loop, store.open, A)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "call_at", call_at)
+        turn_until(loop, lambda: waiting.answers)  # the greeting has to end before the one that waits
+    pass_time(loop, clock, 2 * BACKOFF_MOST)
+    assert ask(loop, store.open, A).answer == (None, MISSING)
+    redis.reply = lambda parts, answer: None
+    asked = Asked(loop, store.open, B)
+    pass_time(loop, clock, ANSWER_SECONDS + 0.1)
+    assert asked.answers == [(None, FAILED)]
+    store.close()
+
+
+def test_a_missing_unix_socket_is_told_and_tried_again(loop, clock, tmp_path, lines):
+    path = tmp_path / "socket"
+    store = RedisStore(parse_url("redis+socket://%s" % path), loop, None, complain=lines.append)
+    assert ask(loop, store.create, A, RECORD).answer == (None, FAILED)
+    assert store.is_away() and [line[:len("Redis at %s failed" % path)] for line in lines] == [
+        "Redis at %s failed" % path]
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen(1)
+        pass_time(loop, clock, 2 * BACKOFF_MOST)
+        with listening.accept()[0] as accepted:
+            assert accepted.recv(100) == PING.data
+    store.close()
+
+
 def test_a_system_without_random_bytes_fails_the_request_alone(loop, clock, redis, proven, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "urandom", boom_of(OSError(errno.EMFILE, "Too many open files")))
@@ -775,6 +812,15 @@ def test_a_release_without_memory_can_be_repeated(loop, redis, proven, monkeypat
     assert redis.keys[KEY][1] - loop.now == pytest.approx(RETENTION, abs=0.01)
 
 
+def test_a_release_that_cannot_be_noted_is_not_in_flight_for_ever(loop, proven, monkeypatch):
+    requests = Requests(loop, proven, lambda: None)
+    monkeypatch.setattr(proven, "_keep", boom_of(MemoryError()))
+    requests.release(C)
+    turn_until(loop, lambda: loop.errors)
+    assert requests.in_flight == 0
+    del loop.errors[:]
+
+
 def test_checks_without_memory_are_repeated(loop, clock, redis, proven, monkeypatch, forgotten):
     ask(loop, proven.create, A, RECORD)
     ask(loop, proven.release, A)
@@ -793,6 +839,32 @@ def test_checks_without_memory_are_repeated(loop, clock, redis, proven, monkeypa
     assert (failures, forgotten) == ({}, [A])
     assert set(map(type, loop.errors)) == {MemoryError}
     del loop.errors[:]
+
+
+def test_opening_without_memory_forgets_no_purge(loop, clock, redis, proven, monkeypatch, forgotten):
+    ask(loop, proven.create, A, RECORD)
+    ask(loop, proven.release, A)
+    redis.keys.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(proven, "_claim", boom_of(MemoryError()))
+        proven.create(A, OTHER, None)
+        turn_until(loop, lambda: loop.errors)
+    del loop.errors[:]
+    pass_time(loop, clock, RETENTION + 5)
+    assert forgotten == [A]
+
+
+def test_check_that_ran_out_of_memory_leaves_one_timer(loop, clock, proven, monkeypatch):
+    ask(loop, proven.release, C)
+    with monkeypatch.context() as patch:
+        patch.setattr("numseq.store_redis.get", boom_of(MemoryError()))
+        pass_time(loop, clock, RETENTION + 1)
+    assert len(loop.errors) > 1
+    del loop.errors[:]
+    ask(loop, proven.create, A, RECORD)
+    ask(loop, proven.release, A)  # so that the checks go on
+    pass_time(loop, clock, 5)
+    assert [timer[2] for timer in loop._timers].count(proven._check) == 1
 
 
 @pytest.mark.parametrize("session", [4.6, 5])
