@@ -246,19 +246,24 @@ class Session:
         return (self.phase is OPEN and self._is_costly(protocol.LONGEST_REQUEST)
                 and not self.server.budget.is_left())
 
-    def _single_most(self):
-        """Bytes of input up to which it may be a single request that needs no budget; 0 if each needs it."""
-        return 0 if self._is_costly(protocol.LONGEST_REQUEST) else protocol.LONGEST_REQUEST
-
     def _is_costly(self, size):
         """Whether answering `size` bytes of input needs the turn's budget."""
-        record, numbers = self.record, self._numbers
-        if size * min(record.n, record.batch) > COSTLY:
-            return True
-        if record.n <= WHOLE_MOST or (numbers is not None and numbers.are_drawn()):
-            return False
-        # A run can request numbers from all blocks. A text seed draws all numbers at once.
-        return size > protocol.LONGEST_REQUEST or isinstance(record.seed, str)
+        return self._is_much(size) or not self._is_drawn()
+
+    def _single_most(self):
+        """Bytes of input up to which it may be a single request that needs no budget; 0 if each needs it.
+
+        A single request draws a few blocks of numbers, but all of them from a text seed.
+        """
+        draws_all = isinstance(self.record.seed, str) and not self._is_drawn()
+        return 0 if draws_all or self._is_much(protocol.LONGEST_REQUEST) else protocol.LONGEST_REQUEST
+
+    def _is_much(self, size):
+        return size * min(self.record.n, self.record.batch) > COSTLY
+
+    def _is_drawn(self):
+        """Whether all numbers are drawn, or can be in no time."""
+        return self.record.n <= WHOLE_MOST or (self._numbers is not None and self._numbers.are_drawn())
 
     def slice(self, first, last):
         """The numbers first to last - 1 of the sequence (bytes), fewer at its end."""
