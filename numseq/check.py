@@ -118,14 +118,13 @@ class Client(Observer):
         self._round_trip = 0.0  # the latest one, in seconds
 
     def begin(self):
-        """Starts a new sequence while the check is RUNNING."""
+        """Starts a new sequence."""
         check, settings = self.check, self.check.settings
-        if check.state is RUNNING:
-            self._counted = 0
-            journal = Journal(new_id(), check.n, settings.batch_size)
-            self.fetch = Fetch(check.loop, settings.hosts or HOST, settings.port, journal, self._done,
-                               window=check.window, timeout=settings.timeout, retry=settings.retry,
-                               observer=self, known=check.known)
+        self._counted = 0
+        journal = Journal(new_id(), check.n, settings.batch_size)
+        self.fetch = Fetch(check.loop, settings.hosts or HOST, settings.port, journal, self._done,
+                           window=check.window, timeout=settings.timeout, retry=settings.retry,
+                           observer=self, known=check.known)
 
     def cancel(self):
         """Cancels the current sequence; returns whether there was one (bool)."""
@@ -424,7 +423,7 @@ def notes(end, kept, n):
 # ---- the command
 
 
-def run(settings, program):
+def run(settings):
     """Runs the command; returns the exit status. Raises OSError, OutputFailed, Unread and Stopped."""
     patience = writer.Patience(settings.max_time)
     if settings.report is not None:
@@ -444,9 +443,8 @@ def run(settings, program):
             console.line(text)
 
     try:
-        for number, status in ENDED_BY.items():
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
-                loop.on_signal(number, lambda status=status: stop(status))
+        for number in signals.caught():
+            loop.on_signal(number, lambda status=ENDED_BY[number]: stop(status))
         ended.extend(ENDED_BY[number] for number in signals.arrived)  # signals during the start
         check = Check(loop, settings, tell, loop.stop)
         if settings.max_time is not None:

@@ -265,7 +265,7 @@ def main(arguments=None, program=None):
     try:
         settings = parse_arguments(arguments, program)
         if settings.command == "CHECK":
-            return settings.run(settings, program)
+            return settings.run(settings)
         return Command(settings, program, arguments).run()
     except writer.OutputFailed as error:
         return writer.report(program, error)
