@@ -442,6 +442,20 @@ def test_default_window_sends_its_requests_at_once(loop, run, liar):
 NOT_ASCII = "[Errno %d] a host name has to be ASCII" % errno.EINVAL
 
 
+def test_diagnosis_names_the_server_that_was_connected(run, liar, clock):
+    """It is followed by another, which is tried first then."""
+
+    def leave(peer):
+        server.stop_listening()
+        peer.stream.abort()
+
+    server = liar(instead(GOOD, INIT=leave))
+    hosts = ["%s:%d" % (HOST, port) for port in (server.port, 1)]  # nobody listens on port 1
+    error = run(server, host=hosts, retry=1).wait(clock)
+    assert str(error).startswith("connected to %s, but never acknowledged: cannot connect to %s"
+                                 % tuple(hosts)), error
+
+
 def test_pauses_double_from_50_ms_to_5_s_with_jitter(loop, clock, begun, monkeypatch):
     """The name lookup fails at once, so only the pauses take time."""
     draw = random.Random(1).randrange
