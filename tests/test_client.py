@@ -9,7 +9,7 @@ import threading
 
 import pytest
 from helpers import WAIT_SECONDS, run_python, turn_until
-from programs import (CLIENT_ID, HOST, Liar, cut, end, hang, honest, instead, numbers_of)
+from programs import CLIENT_ID, HOST, cut, end, hang, honest, instead, numbers_of
 
 import numseq
 from numseq import errors, fetching, files, protocol
@@ -84,16 +84,6 @@ def run(loop, begun):
         return Run(loop, server.port, journal, **options)
 
     return start
-
-
-@pytest.fixture
-def liar(loop):
-    """A function: a Liar on the loop."""
-
-    def make(*answers, **options):
-        return Liar(loop, *answers, **options)
-
-    return make
 
 
 @pytest.fixture
