@@ -26,7 +26,7 @@ def resolve(host, port, flags=0):
 
 
 def numeric(host, port):
-    """`resolve` for a numeric address, without a look-up; None for a name. Raises OSError too."""
+    """`resolve` for a numeric address, without a look-up; None for a name. Raises OSError if not ASCII."""
     try:
         return resolve(host, port, socket.AI_NUMERICHOST)
     except socket.gaierror:

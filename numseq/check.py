@@ -309,7 +309,7 @@ class Check:
         # No line at the very end of the check, where finish() adds one: it would have an empty interval.
         if min(abs(self._due - end) for end in self._ends) > AT_ONCE:
             self._tell(self._interval(late))
-        interval = max(self.settings.interval, AT_ONCE)
+        interval = max(self.settings.interval, AT_ONCE)  # the division by less could overflow
         self._due += interval * (1 + int(late / interval))  # skips the lines missed while suspended
         self._ticker = self.loop.call_at(self._began + self._due, self._tick)
 

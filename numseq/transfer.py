@@ -106,8 +106,9 @@ class Fetch:
     retry     the fetch is given up after `retry` times `timeout` seconds without progress (int); 0 allows one
               connection
     max_time  seconds from now after which the fetch is given up; None for no limit
-    watch     watch(event, detail) is called for each event, see output.TRANSCRIPT. It turns off the fast path
-              and the first flight: a connection opens with INIT or CONT alone
+    watch     watch(event, detail) is called for each event, see output.TRANSCRIPT. It turns off the fast
+              path. A connection then opens with INIT or CONT alone, unless an earlier one was acknowledged
+              but received no numbers
     observer  an Observer, which costs less than `watch`
     known     cache of host addresses (a dict), shared by several fetches: see Connector
 
@@ -142,7 +143,7 @@ class Fetch:
         self._made = self._acknowledged = 0  # connections
         self._place = None  # HOST:PORT of the latest one (text)
         self._link = None  # a Connector or a Stream; None between connections and at the end
-        self._timer = None
+        self._timer = None  # ends a silent connection, or the pause before the next one
         self._begun = 0.0  # time of the start of the attempt to connect
         self._heard = 0.0  # time of the last input, or of connecting if there was none
         self._opened_with = None  # INIT or CONT
