@@ -461,23 +461,28 @@ def run(settings):
     if status is not None:
         patience.last_words()
     try:
-        if status == writer.UNREAD:
-            raise writer.Unread("nobody reads standard output")
-        last = write(end) + ([] if settings.json else lines.details(check.kept))
-        rest = writer.Writer(file_of(sys.stdout), patience)
-        rest.write(left, flush=False)
-        for text in last:
-            rest.line(text, flush=False)
-        rest.flush()
-    except writer.Stopped:
+        try:
+            if status == writer.UNREAD:
+                raise writer.Unread("nobody reads standard output")
+            put_lines(left, write(end) + ([] if settings.json else lines.details(check.kept)), patience)
+        finally:  # a report is written whatever became of the lines, and the other way round
+            if settings.report is not None:
+                put_report(settings.report, check, end, patience)
+    except writer.Stopped:  # nobody read one of them
         if status is None:
             raise
-    finally:  # a report is written whatever became of the lines, and the other way round
-        if settings.report is not None:
-            put_report(settings.report, check, end, patience)
     if status is None or status == GIVEN_UP and end["status"]:  # wrong numbers outweigh the end of --max-time
         return end["status"]
     return status
+
+
+def put_lines(left, last, patience):
+    """Writes what the Console has left (bytes) and the last lines (list of text). Raises as a Writer does."""
+    rest = writer.Writer(file_of(sys.stdout), patience)
+    rest.write(left, flush=False)
+    for text in last:
+        rest.line(text, flush=False)
+    rest.flush()
 
 
 def put_report(path, check, end, patience):
