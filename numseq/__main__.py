@@ -25,7 +25,7 @@ def main(arguments=None):
     """
     try:
         return dispatch(sys.argv[1:] if arguments is None else arguments)
-    except KeyboardInterrupt:  # the server and the client do not get here
+    except KeyboardInterrupt:  # the server and the client handle the signal themselves
         return 130
 
 

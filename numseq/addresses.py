@@ -26,7 +26,7 @@ def resolve(host, port, flags=0):
 
 
 def numeric(host, port):
-    """`resolve` for a numeric address, without a look-up; None for a name. Raises OSError too."""
+    """`resolve` for a numeric address, without a look-up; None for a name. Raises OSError if not ASCII."""
     try:
         return resolve(host, port, socket.AI_NUMERICHOST)
     except socket.gaierror:
@@ -55,7 +55,7 @@ def parse_endpoint(text):
             raise ValueError("no closing bracket, or something other than a port after it")
     elif not colon or ":" in host:
         host, colon = text, ""
-    # The isprintable is for zero bytes, too: getaddrinfo takes "127.0.0.1\0.example" for 127.0.0.1.
+    # Zero bytes are not printable either: getaddrinfo would take "127.0.0.1\0.example" for 127.0.0.1.
     if not host or " " in host or not host.isprintable():
         raise ValueError("no host")
     if not colon:

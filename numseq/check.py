@@ -118,14 +118,13 @@ class Client(Observer):
         self._round_trip = 0.0  # the latest one, in seconds
 
     def begin(self):
-        """Starts a new sequence while the check is RUNNING."""
+        """Starts a new sequence."""
         check, settings = self.check, self.check.settings
-        if check.state is RUNNING:
-            self._counted = 0
-            journal = Journal(new_id(), check.n, settings.batch_size)
-            self.fetch = Fetch(check.loop, settings.hosts or HOST, settings.port, journal, self._done,
-                               window=check.window, timeout=settings.timeout, retry=settings.retry,
-                               observer=self, known=check.known)
+        self._counted = 0
+        journal = Journal(new_id(), check.n, settings.batch_size)
+        self.fetch = Fetch(check.loop, settings.hosts or HOST, settings.port, journal, self._done,
+                           window=check.window, timeout=settings.timeout, retry=settings.retry,
+                           observer=self, known=check.known)
 
     def cancel(self):
         """Cancels the current sequence; returns whether there was one (bool)."""
@@ -310,7 +309,7 @@ class Check:
         # No line at the very end of the check, where finish() adds one: it would have an empty interval.
         if min(abs(self._due - end) for end in self._ends) > AT_ONCE:
             self._tell(self._interval(late))
-        interval = max(self.settings.interval, AT_ONCE)
+        interval = max(self.settings.interval, AT_ONCE)  # the division by less could overflow
         self._due += interval * (1 + int(late / interval))  # skips the lines missed while suspended
         self._ticker = self.loop.call_at(self._began + self._due, self._tick)
 
@@ -424,7 +423,7 @@ def notes(end, kept, n):
 # ---- the command
 
 
-def run(settings, program):
+def run(settings):
     """Runs the command; returns the exit status. Raises OSError, OutputFailed, Unread and Stopped."""
     patience = writer.Patience(settings.max_time)
     if settings.report is not None:
@@ -444,9 +443,8 @@ def run(settings, program):
             console.line(text)
 
     try:
-        for number, status in ENDED_BY.items():
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
-                loop.on_signal(number, lambda status=status: stop(status))
+        for number in signals.caught():
+            loop.on_signal(number, lambda status=ENDED_BY[number]: stop(status))
         ended.extend(ENDED_BY[number] for number in signals.arrived)  # signals during the start
         check = Check(loop, settings, tell, loop.stop)
         if settings.max_time is not None:
@@ -463,23 +461,28 @@ def run(settings, program):
     if status is not None:
         patience.last_words()
     try:
-        if status == writer.UNREAD:
-            raise writer.Unread("nobody reads standard output")
-        last = write(end) + ([] if settings.json else lines.details(check.kept))
-        rest = writer.Writer(file_of(sys.stdout), patience)
-        rest.write(left, flush=False)
-        for text in last:
-            rest.line(text, flush=False)
-        rest.flush()
-    except writer.Stopped:
+        try:
+            if status == writer.UNREAD:
+                raise writer.Unread("nobody reads standard output")
+            put_lines(left, write(end) + ([] if settings.json else lines.details(check.kept)), patience)
+        finally:  # a report is written whatever became of the lines, and the other way round
+            if settings.report is not None:
+                put_report(settings.report, check, end, patience)
+    except writer.Stopped:  # nobody read one of them
         if status is None:
             raise
-    finally:  # a report is written whatever became of the lines, and the other way round
-        if settings.report is not None:
-            put_report(settings.report, check, end, patience)
     if status is None or status == GIVEN_UP and end["status"]:  # wrong numbers outweigh the end of --max-time
         return end["status"]
     return status
+
+
+def put_lines(left, last, patience):
+    """Writes what the Console has left (bytes) and the last lines (list of text). Raises as a Writer does."""
+    rest = writer.Writer(file_of(sys.stdout), patience)
+    rest.write(left, flush=False)
+    for text in last:
+        rest.line(text, flush=False)
+    rest.flush()
 
 
 def put_report(path, check, end, patience):

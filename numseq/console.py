@@ -58,8 +58,10 @@ class Console:
         # After a dropped line all are dropped until the notice, which says "here", can be put there.
         if self.dropped and not self._failed or len(self._waiting) + len(data) > WAITING_MOST:
             self._drop(1)
-            return
-        self._waiting += data
+            if self._waiting:  # the notice follows once that is written
+                return
+        else:
+            self._waiting += data
         self.loop.attention[self] = None  # the lines of a turn go out in one write
 
     def take_up(self):
@@ -84,7 +86,7 @@ class Console:
             self.loop.watch(self, 0)
 
     def close(self):
-        """Writes what the file takes without waiting; returns the rest (bytes), drops reported."""
+        """Writes what the file takes without waiting; returns the rest and the notice (bytes)."""
         for _ in range(WAITING_MOST // WRITE_MOST + 1):
             if self._file is not None and (self._waiting or self.dropped):
                 self._write()

@@ -120,7 +120,10 @@ class Command:
         self.error = None  # the FetchError that ended the fetch, if any
 
     def run(self):
-        """Fetches, reports the result, and returns the exit status. Raises OutputFailed and OSError."""
+        """Fetches, reports the result, and returns the exit status.
+
+        Raises OutputFailed, Stopped and OSError.
+        """
         try:
             self.check_output()
             kept = self.open_journal()
@@ -239,7 +242,7 @@ class Command:
         if not possible or self.transfer is None or not self.transfer.journal.kept:
             return
         words = shell.program_as_called(self.arguments, self.program) + ["CONTINUE", str(settings.port)]
-        hosts = [("--host", host, HOST) for host in settings.hosts or ()]
+        hosts = [("--host", host, None) for host in settings.hosts or ()]
         for name, value, default in hosts + [("--state", settings.state, STATE),
                                              ("--output", settings.output, None),
                                              ("--retry", str(settings.retry), "0")]:
@@ -262,7 +265,7 @@ def main(arguments=None, program=None):
     try:
         settings = parse_arguments(arguments, program)
         if settings.command == "CHECK":
-            return settings.run(settings, program)
+            return settings.run(settings)
         return Command(settings, program, arguments).run()
     except writer.OutputFailed as error:
         return writer.report(program, error)

@@ -89,7 +89,10 @@ class Journal:
         self._target, self._claimed, self._loaded = target, file, len(self._header()) + len(self.numbers)
 
     def begin(self):
-        """Creates the file, replaces an existing one, or continues in the one that was loaded."""
+        """Creates the file, replaces an existing one, or continues in the one that was loaded.
+
+        Does nothing without a path, or if the file is open. Can be called again after it failed.
+        """
         if self.path is None or self.is_open():
             return
         try:
@@ -168,7 +171,8 @@ class Journal:
 
 def require_no_output(path):
     """Raises UsageError if this process's standard output or error goes to the regular file at `path`."""
-    if os.path.isfile(path) and files.own_file(path) is not None:
+    # In this order: before Python 3.8, isfile raises ValueError for some paths at which no file can be.
+    if files.own_file(path) is not None and os.path.isfile(path):
         raise UsageError("the state %a is the file that the output goes to" % path)
 
 
@@ -185,17 +189,16 @@ def load(path, complain=lambda text: None, claim=False):
     claim     whether to lock the file for this run, as Journal.claim does (bool); a read-only file is not
               locked
     """
-    file = None
+    file, locked = None, False
     if claim:
         require_no_output(path)
     try:
-        target = files.find(path)
         if claim:
-            target, file, claim = files.open_claimed(path)
+            target, file, locked = files.open_claimed(path)
         else:
-            file = files.open_to_read(target)
+            file = files.open_to_read(files.find(path))
         journal = parse(files.read(file, HEADER_MOST + protocol.N_MOST + 1), path, complain)
-        if claim:
+        if locked:
             journal.take(target, file)
             file = None
         return journal

@@ -1,6 +1,5 @@
 """The outputs of a client: the transcript, the result, the progress, and the numbers."""
 
-import errno
 import os
 import sys
 import time
@@ -107,8 +106,8 @@ def require_writable(path):
     """Raises OutputFailed if put_file could not write to `path` (text), as far as it can be told."""
     try:
         if path == "-":
-            if file_of(sys.stdout) is None:
-                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            file = file_of(sys.stdout)
+            os.write(-1 if file is None else file, b"")  # fails if it is closed, or open for reading only
         else:
             files.require_writable(path)
     except OSError as error:

@@ -106,8 +106,9 @@ class Fetch:
     retry     the fetch is given up after `retry` times `timeout` seconds without progress (int); 0 allows one
               connection
     max_time  seconds from now after which the fetch is given up; None for no limit
-    watch     watch(event, detail) is called for each event, see output.TRANSCRIPT. It turns off the fast path
-              and the first flight: a connection opens with INIT or CONT alone
+    watch     watch(event, detail) is called for each event, see output.TRANSCRIPT. It turns off the fast
+              path. A connection then opens with INIT or CONT alone, unless an earlier one was acknowledged
+              but received no numbers
     observer  an Observer, which costs less than `watch`
     known     cache of host addresses (a dict), shared by several fetches: see Connector
 
@@ -140,8 +141,9 @@ class Fetch:
         self._failing_since = None  # time of the first of these attempts; None once a batch has arrived
         self._progress = False  # whether any batch has arrived
         self._made = self._acknowledged = 0  # connections
+        self._place = None  # HOST:PORT of the latest one (text)
         self._link = None  # a Connector or a Stream; None between connections and at the end
-        self._timer = None
+        self._timer = None  # ends a silent connection, or the pause before the next one
         self._begun = 0.0  # time of the start of the attempt to connect
         self._heard = 0.0  # time of the last input, or of connecting if there was none
         self._opened_with = None  # INIT or CONT
@@ -205,6 +207,7 @@ class Fetch:
         self.loop.cancel(self._timer)
         self._timer = self.loop.call_later(self._patience, self._check_silence)
         (endpoint, _), = connector.tried  # only the one that answered is left
+        self._place = format_endpoint(*endpoint)
         self._endpoints.sort(key=lambda each: each != endpoint)  # tried first on the next connection
         self._open()
 
@@ -284,16 +287,15 @@ class Fetch:
         """The error to report; if no connection brought a batch, it says how far they came."""
         if not isinstance(error, ConnectionLost) or self._progress or not self._made:
             return error
-        where = format_endpoint(*self._endpoints[0])
         left = min(self.journal.batch, self.journal.n - len(self.journal.numbers))
         if not self._acknowledged:
-            text = "connected to %s, but never acknowledged: %s" % (where, error)
+            text = "connected to %s, but never acknowledged: %s" % (self._place, error)
             return ConnectionLost(text, error.resumable, error.cause)
         if self._acknowledged < 2 or not left:
             return error
         text = ("acknowledged %d times by %s, but no batch of about %d bytes ever arrived whole: take a "
                 "smaller --batch_size, or a longer --session-timeout at the server (%s)"
-                % (self._acknowledged, where, len("NUM,;") + left * NUMBER_BYTES, error))
+                % (self._acknowledged, self._place, len("NUM,;") + left * NUMBER_BYTES, error))
         advice = ConnectionLost(text, cause=error.cause)
         advice.advises = True
         return advice
@@ -389,8 +391,7 @@ class Fetch:
     def _take_ack(self, content):
         self.phase = RECEIVING
         self._acknowledged += 1
-        if not self.journal.is_open():
-            self.journal.begin()
+        self.journal.begin()
         self._sequence = PRESENT
         if self._watch:
             self._watch("requesting", "")

@@ -581,6 +581,15 @@ def test_signal_ends_it_where_nobody_reads(blocked, number, status):
         assert client.wait() == (status, None, "")
 
 
+def test_signal_ends_it_where_nobody_reads_the_report(programs, server, tmp_path):
+    os.mkfifo(str(tmp_path / "pipe"))
+    client = programs.start_client("CHECK", server.port, "--duration", 1000, "--report", "pipe")
+    client.wait_for("\n")
+    client.process.send_signal(signal.SIGTERM)
+    ended = client.wait()
+    assert (ended.status, ended.err) == (143, "") and "\n  sequences " in ended.out
+
+
 @pytest.mark.parametrize("files", range(4, 10))
 def test_too_few_files_are_one_line_or_drops(programs, server, files):
     ended = programs.client("CHECK", server.port, "--duration", 0.1, "--retry", 0, "-n", 10,

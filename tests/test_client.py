@@ -9,7 +9,7 @@ import threading
 
 import pytest
 from helpers import WAIT_SECONDS, run_python, turn_until
-from programs import (CLIENT_ID, HOST, Liar, cut, end, hang, honest, instead, numbers_of)
+from programs import CLIENT_ID, HOST, cut, end, hang, honest, instead, numbers_of
 
 import numseq
 from numseq import errors, fetching, files, protocol
@@ -84,16 +84,6 @@ def run(loop, begun):
         return Run(loop, server.port, journal, **options)
 
     return start
-
-
-@pytest.fixture
-def liar(loop):
-    """A function: a Liar on the loop."""
-
-    def make(*answers, **options):
-        return Liar(loop, *answers, **options)
-
-    return make
 
 
 @pytest.fixture
@@ -440,6 +430,20 @@ def test_default_window_sends_its_requests_at_once(loop, run, liar):
 
 
 NOT_ASCII = "[Errno %d] a host name has to be ASCII" % errno.EINVAL
+
+
+def test_diagnosis_names_the_server_that_was_connected(run, liar, clock):
+    """It is followed by another, which is tried first then."""
+
+    def leave(peer):
+        server.stop_listening()
+        peer.stream.abort()
+
+    server = liar(instead(GOOD, INIT=leave))
+    hosts = ["%s:%d" % (HOST, port) for port in (server.port, 1)]  # nobody listens on port 1
+    error = run(server, host=hosts, retry=1).wait(clock)
+    assert str(error).startswith("connected to %s, but never acknowledged: cannot connect to %s"
+                                 % tuple(hosts)), error
 
 
 def test_pauses_double_from_50_ms_to_5_s_with_jitter(loop, clock, begun, monkeypatch):

@@ -208,6 +208,9 @@ def test_hint_repeats_the_options_that_matter_and_no_others(run, liar):
     server = liar(*[instead(GOOD, RECV_3=cut)] * 2)
     result = run(server, *NEW, "--retry", 1, "--output", "-", "--state", "s")
     assert result.err.endswith("client.py CONTINUE %d --state s --output - --retry 1\n" % server.port)
+    hosts = "--host", "127.0.0.1", "--host", "localhost"
+    result = run(liar(instead(GOOD, RECV_3=cut)), *NEW, *hosts)
+    assert result.err.endswith(" --host 127.0.0.1 --host localhost\n"), "one of the servers is missing"
 
 
 @pytest.mark.parametrize("called", [

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from helpers import ROOT, run_python, turn_until
-from programs import Liar, hang, honest, instead, numbers_of, script
+from helpers import ROOT, fill_pipe, run_python, turn_until
+from programs import hang, honest, instead, numbers_of, script
 
 from numseq import signals
 from numseq.journal import load
@@ -28,23 +28,6 @@ each_signal = pytest.mark.parametrize("number, status, said", ENDINGS, ids=["SIG
 HINT = "client.py: to go on: "
 HANGS = instead(GOOD, RECV_3=hang)
 pytestmark = [pytest.mark.usefixtures("no_signals"), pytest.mark.slow]
-
-
-@pytest.fixture
-def liar(loop):
-    """A function: a Liar on the test's loop."""
-    return lambda *answers, **options: Liar(loop, *answers, **options)
-
-
-@pytest.fixture
-def ended(loop):
-    """A function: turns the test's loop until a program has ended; returns what came of it."""
-
-    def wait(program):
-        turn_until(loop, lambda: program.process.poll() is not None)
-        return program.wait()
-
-    return wait
 
 
 @pytest.fixture
@@ -232,25 +215,13 @@ def is_caught(program, number):
     return bool(mask >> (number - 1) & 1)
 
 
-def full_pipe():
-    """(reading, writing) of a pipe that takes nothing more."""
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    for size in 4096, 1:
-        try:
-            while True:
-                os.write(writing, b"x" * size)
-        except BlockingIOError:
-            pass
-    return reading, writing
-
-
 @pytest.mark.parametrize("blocking", [True, False])
 @pytest.mark.parametrize("options", [(), ("-q",), ("-q", "--output", "-"), ("--output", "-")])
 @each_signal
 def test_signal_ends_a_run_whose_output_nobody_reads(programs, liar, loop, tmp_path, number, status, said,
                                                      options, blocking):
-    reading, writing = full_pipe()
+    reading, writing = os.pipe()
+    fill_pipe(writing)
     os.set_blocking(writing, blocking)
     try:
         stderr_is_full = options == ("--output", "-")
@@ -286,7 +257,8 @@ def test_signal_ends_a_run_that_waits_for_a_reader_of_its_pipe(programs, liar, l
 
 
 def test_help_that_nobody_reads_is_ended_by_a_signal(programs, loop):
-    reading, writing = full_pipe()
+    reading, writing = os.pipe()
+    fill_pipe(writing)
     try:
         client = programs.start_client("--help", out=writing, run=ALONE)
         turn_until(loop, lambda: is_caught(client, signal.SIGTERM))

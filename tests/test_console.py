@@ -354,6 +354,17 @@ def test_missing_lines_are_told_where_they_are_missing(loop, console_on, pipe):
     assert (before, read().splitlines()[-2:]) == (0, [(module.MISSING % 2).decode().strip(), "more"])
 
 
+def test_line_too_long_to_wait_is_counted_and_later_ones_are_written(loop, console_on, pipe):
+    theirs, ours = pipe
+    console = console_on(ours)
+    console.line("x" * module.WAITING_MOST)
+    loop.turn()
+    read = reader_of(theirs)
+    turn_until(loop, lambda: console.line("later") or "later" in read(), turns=10)
+    assert read().splitlines()[0] == (module.MISSING % 1).decode().strip()
+    assert is_idle(loop)
+
+
 def test_line_for_missing_lines_can_be_another(loop, console_on, pipe):
     theirs, ours = pipe
     console = console_on(ours, missing=b'{"missing": %d}\n')

@@ -526,6 +526,16 @@ def test_library_where_every_warning_is_an_error(interpreter, source, tmp_path):
         assert library.run("", [port], str(tmp_path)) == (0, "9\n", "")
 
 
+def test_library_refuses_impossible_paths_as_wrong_usage(interpreter, source):
+    code = ("import sys; sys.path[:0] = sys.argv[1:]; import numseq\n"
+            "for call in numseq.resume, lambda port, state: numseq.fetch(9, port, state=state):\n"
+            "    for path in 'a\\0b', '\\ud800':\n"
+            "        try: call(1, state=path)\n"
+            "        except numseq.UsageError: print('refused')")
+    said = subprocess.check_output([interpreter, "-c", code, source], universal_newlines=True)
+    assert said.split() == ["refused"] * 4
+
+
 def test_session_without_a_home_directory(interpreter, source, tmp_path):
     # In all other sessions HOME is not set at all.
     build = scripts(interpreter, source, environment={"HOME": "/nonexistent"})

@@ -355,23 +355,22 @@ def test_missing_state_is_reported_in_one_line(programs, port):
 # ---- the demonstration
 
 
-# `python -m numseq`, which says when it waits for its reader.
-AS_SEEN = """
+# `python -m numseq`, which says on standard error when it waits for its reader for the first time.
+SAYING_WHEN_IT_WAITS = """
 import os, sys
 from numseq import __main__, writer
 
-class Patience(writer.Patience):
-    def look(self):
-        os.write(2, b"here\\n" * (not said))
-        said.append(True)
-        super().look()
+look = writer.Patience.look
 
-said = []
-writer.Patience = Patience
-from numseq import output
-output.Patience = Patience
+def say_and_look(patience):
+    writer.Patience.look = look
+    os.write(2, b"waiting\\n")
+    look(patience)
+
+writer.Patience.look = say_and_look
 sys.exit(__main__.main())
 """
+
 
 @pytest.mark.parametrize("run", [("-m", "numseq"), ("numseq",)])
 def test_demo_shows_the_cut_and_ends_with_a_verified_checksum(programs, run):
@@ -412,10 +411,10 @@ def test_demo_and_help_end_without_a_traceback_at_an_interrupt(programs, argumen
     reading, writing = os.pipe()
     try:
         fill_pipe(writing)
-        started = programs.start_client(*arguments, run=("-c", AS_SEEN), cwd=ROOT, out=writing)
-        started.wait_for("here", which=1)
+        started = programs.start_client(*arguments, run=("-c", SAYING_WHEN_IT_WAITS), cwd=ROOT, out=writing)
+        started.wait_for("waiting", which=1)
         started.process.send_signal(signal.SIGINT)
-        assert started.wait() == (130, None, "here\n")
+        assert started.wait() == (130, None, "waiting\n")
     finally:
         os.close(reading)
         os.close(writing)
