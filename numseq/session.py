@@ -246,24 +246,22 @@ class Session:
         return (self.phase is OPEN and self._is_costly(protocol.LONGEST_REQUEST)
                 and not self.server.budget.is_left())
 
-    def _is_costly(self, size):
-        """Whether answering `size` bytes of input needs the turn's budget."""
-        return self._is_much(size) or not self._is_drawn()
-
     def _single_most(self):
         """Bytes of input up to which it may be a single request that needs no budget; 0 if each needs it.
 
-        A single request draws a few blocks of numbers, but all of them from a text seed.
+        A single request draws a block of numbers or two, but from a text seed, all of them.
         """
-        draws_all = isinstance(self.record.seed, str) and not self._is_drawn()
-        return 0 if draws_all or self._is_much(protocol.LONGEST_REQUEST) else protocol.LONGEST_REQUEST
+        n, batch, seed = self.record.n, self.record.batch, self.record.seed
+        if n > WHOLE_MOST and (batch > WHOLE_MOST or isinstance(seed, str)):
+            return 0
+        return protocol.LONGEST_REQUEST
 
-    def _is_much(self, size):
-        return size * min(self.record.n, self.record.batch) > COSTLY
-
-    def _is_drawn(self):
-        """Whether all numbers are drawn, or can be in no time."""
-        return self.record.n <= WHOLE_MOST or (self._numbers is not None and self._numbers.are_drawn())
+    def _is_costly(self, size):
+        """Whether answering `size` bytes of input needs the turn's budget."""
+        n, batch = self.record.n, self.record.batch
+        if n > WHOLE_MOST and (self._numbers is None or not self._numbers.are_drawn()):
+            return True
+        return size * min(n, batch) > COSTLY
 
     def slice(self, first, last):
         """The numbers first to last - 1 of the sequence (bytes), fewer at its end."""
@@ -275,14 +273,12 @@ class Session:
         self._numbers = Numbers(self.record.seed, n, functools.partial(self.server.drawn, self))
         # A run of RECVs fills the output to at most twice the high-water mark.
         longest = batch * protocol.NUMBER_BYTES
-        self._single = self._single_most()
         self._run_most = min(self.server.loop.output_high // longest + 1, self.server.messages_most, RUN_MOST)
         return self._numbers
 
     def undraw(self):
         """Drops the drawn numbers, because other sessions need the memory."""
         self._numbers = None
-        self._single = self._single_most()
 
     def __str__(self):
         """The beginning of the client id, for logs: the whole id is the client's secret."""
