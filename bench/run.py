@@ -306,7 +306,7 @@ def growth(quick):
 
 GROWTH_NOTES = """\
 As in the other table, except that connections last: no CONT is counted. What a request draws is counted: at
-first nearly each one of a long sequence draws a block of 1,024 numbers. A timer is set and cancelled in a
+first nearly each one of a long sequence draws a block of 256 numbers. A timer is set and cancelled in a
 loop without connections."""
 
 

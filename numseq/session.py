@@ -249,7 +249,7 @@ class Session:
     def _single_most(self):
         """Bytes of input up to which it may be a single request that needs no budget; 0 if each needs it.
 
-        A single request draws a block of numbers or two, but from a text seed, all of them.
+        A single request draws a few blocks of numbers, but from a text seed, all of them.
         """
         n, batch, seed = self.record.n, self.record.batch, self.record.seed
         if n > WHOLE_MOST and (batch > WHOLE_MOST or isinstance(seed, str)):
