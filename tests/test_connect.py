@@ -16,6 +16,8 @@ from numseq.stream import Stream
 
 lesson = pytest.mark.lesson
 V6 = socket.AF_INET6, ("::1", 5000, 0, 0)
+LOOK_UP_SECONDS = 60  # of look-ups that only their child's end can end before a test does
+
 # A client whose resolver takes a minute.
 SLOW = """
 import socket, sys, time
@@ -310,12 +312,11 @@ def test_files_of_the_parent_are_closed_in_the_child(loop, connected_sockets, mo
     """Or a connection that the parent closes meanwhile would not end for its peer."""
     there, here = connected_sockets()
     here.setblocking(False)
-    monkeypatch.setattr(addresses, "resolve", lambda host, port, flags=0: None if flags else time.sleep(60))
+    monkeypatch.setattr(addresses, "resolve", lambda host, port, flags=0: None if flags else time.sleep(LOOK_UP_SECONDS))
     connector = connect(loop, "server.example", 1, Recorder())
     loop.turn()
-    time.sleep(0.05)  # the child's first instructions
     here.close()
-    there.settimeout(5)
+    there.settimeout(LOOK_UP_SECONDS / 2)
     assert there.recv(1) == b""
     connector.abort()
 
@@ -336,13 +337,12 @@ def test_high_files_of_the_parent_are_closed_in_the_child(
     here.setblocking(False)
     handler = Recorder()
     stream = Stream(loop, here, handler)
-    monkeypatch.setattr(addresses, "resolve", lambda host, port, flags=0: None if flags else time.sleep(60))
+    monkeypatch.setattr(addresses, "resolve", lambda host, port, flags=0: None if flags else time.sleep(LOOK_UP_SECONDS))
     connector = connect(loop, "server.example", 1, Recorder())
     loop.turn()
-    time.sleep(0.05)  # the child's first instructions
     stream.close(expect_more=False)
     loop.turn()
-    there.settimeout(5)
+    there.settimeout(LOOK_UP_SECONDS / 2)
     assert there.recv(1) == b""
     connector.abort()
 
