@@ -308,11 +308,16 @@ def test_look_up_that_cannot_be_watched_blocks_and_leaves_nothing(loop, monkeypa
     assert os.listdir("/proc/self/fd") == before
 
 
+def look_up_slowly(host, port, flags=0):
+    if not flags:
+        time.sleep(LOOK_UP_SECONDS)
+
+
 def test_files_of_the_parent_are_closed_in_the_child(loop, connected_sockets, monkeypatch, no_children):
     """Or a connection that the parent closes meanwhile would not end for its peer."""
     there, here = connected_sockets()
     here.setblocking(False)
-    monkeypatch.setattr(addresses, "resolve", lambda host, port, flags=0: None if flags else time.sleep(LOOK_UP_SECONDS))
+    monkeypatch.setattr(addresses, "resolve", look_up_slowly)
     connector = connect(loop, "server.example", 1, Recorder())
     loop.turn()
     here.close()
@@ -337,7 +342,7 @@ def test_high_files_of_the_parent_are_closed_in_the_child(
     here.setblocking(False)
     handler = Recorder()
     stream = Stream(loop, here, handler)
-    monkeypatch.setattr(addresses, "resolve", lambda host, port, flags=0: None if flags else time.sleep(LOOK_UP_SECONDS))
+    monkeypatch.setattr(addresses, "resolve", look_up_slowly)
     connector = connect(loop, "server.example", 1, Recorder())
     loop.turn()
     stream.close(expect_more=False)
