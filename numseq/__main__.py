@@ -35,45 +35,55 @@ def dispatch(arguments):
     if program == "__main__.py":
         program = "python -m numseq"
     command, rest = arguments[0] if arguments else "", arguments[1:]
+    load = LOADERS.get(command) if arguments else load_demo
     try:
-        if not arguments:
-            from .demo import main as run
-        elif command == "server":
-            from . import signals
-
-            signals.exit_at_once()  # before the slow imports
-            from .serving import main as run
-        elif command == "client":
-            from . import signals
-
-            signals.catch()  # before the slow imports
-            from .fetching import main as run
-        else:
+        if load is None:
             return show(command, program)
+        run = load()
     except (AttributeError, ImportError) as error:  # see docs/builds.md
         sys.stderr.write("numseq does not run on this Python: %s\n" % error)
         return 1
     return run(rest, "%s %s" % (program, command)) if arguments else run(program)
 
 
-def server():
-    """Entry point of the command numseq-server; returns the exit status."""
+def load_server():
+    """The server's `main`. Signals are handled before the slow imports."""
     from . import signals
 
     signals.exit_at_once()
     from .serving import main as run
 
-    return run()
+    return run
 
 
-def client():
-    """Entry point of the command numseq-client; returns the exit status."""
+def load_client():
+    """The client's `main`. Signals are caught before the slow imports."""
     from . import signals
 
     signals.catch()
     from .fetching import main as run
 
-    return run()
+    return run
+
+
+def load_demo():
+    """The demonstration's `main`."""
+    from .demo import main as run
+
+    return run
+
+
+LOADERS = {"server": load_server, "client": load_client}
+
+
+def server():
+    """Entry point of the command numseq-server; returns the exit status."""
+    return load_server()()
+
+
+def client():
+    """Entry point of the command numseq-client; returns the exit status."""
+    return load_client()()
 
 
 def show(command, program):

@@ -1,5 +1,7 @@
 """Fixtures of the tests; plain helpers are in helpers.py, programs.py, builds.py and proxy.py."""
 
+import contextlib
+import errno
 import os
 import signal
 import socket
@@ -25,6 +27,27 @@ def pytest_configure(config):
     for marker in ("lesson(number): shows that a known mistake of reactors is not made; see docs/lessons.md",
                    "slow: takes seconds; `sh tests/run quick` leaves it out"):
         config.addinivalue_line("markers", marker)
+
+
+# ---- the system
+
+
+@pytest.fixture
+def closing_fails(monkeypatch):
+    """A context manager: within it, each file is closed, but with an error, as on a network file system."""
+    real = os.close
+
+    def close(file):
+        real(file)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    @contextlib.contextmanager
+    def fails():
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "close", close)
+            yield
+
+    return fails
 
 
 # ---- the loop and its sockets

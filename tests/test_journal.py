@@ -463,16 +463,9 @@ def test_state_that_was_taken_away_is_told_at_the_end(path, complaints, what):
                           "another has removed or replaced it" % path]
 
 
-def test_error_of_the_close_is_one_of_the_write(path, complaints, monkeypatch):
+def test_error_of_the_close_is_one_of_the_write(path, complaints, closing_fails):
     made = begun(path, NUMBERS[:5], complaints)
-    real = os.close
-
-    def close(file):
-        real(file)
-        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "close", close)
+    with closing_fails():
         made.close()
     assert not made.kept and len(complaints) == 1 and os.strerror(errno.EDQUOT) in complaints[0]
 

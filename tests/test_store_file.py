@@ -570,17 +570,10 @@ def out_of_memory(*_):
     raise MemoryError
 
 
-def test_an_error_of_closing_is_told(loop, path, monkeypatch):
+def test_an_error_of_closing_is_told(loop, path, closing_fails):
     lines = []
     store = FileStore(path, loop, None, complain=lines.append)
-    close = os.close
-
-    def fail(file):
-        close(file)
-        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "close", fail)
+    with closing_fails():
         store.close()
     store.close()
     assert len(lines) == 1 and os.strerror(errno.EDQUOT) in lines[0]
