@@ -222,23 +222,15 @@ class RedisStore:
             entry[2] -= 1
             done()
             return
-        key = key_of(client_id)
         value, token, _ = entry
 
         def answered(replies):
-            if replies == [(resp.INTEGER, 0)]:  # a failover has lost the key during the session
-                self._client.ask((set_new(key, value, self._retention),), healed)
-            else:
-                healed(replies)
-
-        def healed(replies):
             done()  # first: if memory runs out below, the request has ended
             self._keep(client_id, token, UNCONFIRMED if replies is None else CONFIRMED)
 
-        command = expire(key, self._retention)
         del self._open[client_id]
         try:
-            self._client.ask((command,), answered)
+            self._set_lifetime(client_id, value, self._retention, answered)
         except MemoryError:  # nothing was asked; it is released again later
             self._open[client_id] = entry
             raise
@@ -266,20 +258,23 @@ class RedisStore:
         ids = list(self._open) if rest is None else rest
         for client_id in ids[:TOUCH_BATCH]:
             if client_id in self._open:
-                self._renew(client_id, self._open[client_id][0])
+                self._set_lifetime(client_id, self._open[client_id][0], self._hold, lambda replies: None)
         if ids[TOUCH_BATCH:]:
             self._touch_timer = self._loop.call_later(TOUCH_PAUSE, lambda: self._touch(ids[TOUCH_BATCH:]))
         else:
             self._touch_timer = self._loop.call_later(self._lease / 2, self._touch) if self._open else None
 
-    def _renew(self, client_id, value):
+    def _set_lifetime(self, client_id, value, seconds, done):
+        """Sets the time to live of a record's key; calls done(replies), with None if that failed."""
         key = key_of(client_id)
 
         def answered(replies):
-            if replies == [(resp.INTEGER, 0)]:
-                self._client.ask((set_new(key, value, self._hold),), lambda replies: None)
+            if replies == [(resp.INTEGER, 0)]:  # a failover has lost the key during the session
+                self._client.ask((set_new(key, value, seconds),), done)
+            else:
+                done(replies)
 
-        self._client.ask((expire(key, self._hold),), answered)
+        self._client.ask((expire(key, seconds),), answered)
 
     # ---- records that were released here
 
