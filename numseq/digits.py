@@ -10,7 +10,6 @@ import struct
 PAD = b"\0"
 DIGITS = 3  # of a number, at most
 BULK = 24  # from this many numbers on, padded text is faster than a format string
-MARK = b"\xff"  # not a number: where `pad` inserts the mark's text
 
 RUN = 1024  # numbers that `read` takes at once
 TAB = b"\t"  # precedes each number that `read` takes
@@ -24,9 +23,9 @@ _STEPS = [(shift, int.from_bytes(mask * (4 * RUN // len(mask)), "big"), scale) f
 _TOO_LARGE = _STEPS[2][1] << 16
 _ZEROS = bytes.maketrans(b" ", b"0")
 
-_HUNDREDS = bytes(48 + i // 100 if i >= 100 else 0 for i in range(255))
-_TENS = bytes(48 + i // 10 % 10 if i >= 10 else 0 for i in range(255))
-_ONES = bytes(48 + i % 10 for i in range(255))
+# The digits of each number, by place; a zero byte where it has none.
+_COLUMNS = [bytes(48 + i // power % 10 if i >= power or power == 1 else 0 for i in range(256))
+            for power in (100, 10, 1)]
 _VALUES = {b"%d" % i: i for i in range(101)}
 
 
@@ -35,20 +34,12 @@ def place(separator):
     return PAD * DIGITS + separator
 
 
-def columns(mark):
-    """The `columns` argument for `pad` that replaces each MARK among the numbers by `mark` (3 bytes)."""
-    return [column + mark[i:i + 1] for i, column in enumerate((_HUNDREDS, _TENS, _ONES))]
-
-
-_NO_MARKS = columns(PAD * DIGITS)
-
-
-def pad(numbers, row, width, columns=_NO_MARKS):
+def pad(numbers, row, width):
     """Numbers (bytes) as padded text (bytearray): `row` (bytes) repeated, a number every `width` bytes."""
     size = width * len(numbers)
     padded = bytearray(row * -(-size // len(row)))
     del padded[size:]
-    for i, column in enumerate(columns):
+    for i, column in enumerate(_COLUMNS):
         padded[i::width] = numbers.translate(column)
     return padded
 

@@ -27,6 +27,7 @@ CHECKSUM_STEP = 8192  # numbers per step of a checksum: 0.3 ms, drawing included
 # taking the top byte of each word, dropping those from 202 on and halving the rest gives the same numbers.
 _HALVES = bytes(i // 2 for i in range(256))
 _OVER = bytes(range(202, 256))
+_ABSENT = b"\xff"  # no number
 
 _text = digits.writer(b"", b", ", b"")
 
@@ -117,7 +118,7 @@ class Numbers:
         whole = self._whole
         if whole is not None:
             if len(whole) <= READ_AHEAD * len(places):
-                whole.find(digits.MARK)  # never found: this only reads all numbers into the cache
+                whole.find(_ABSENT)  # only to read all numbers into the cache
             return [whole[place:place + size] for place in places]
         first, last = min(places), max(places) + size
         if last - first > 2 * size * len(places):  # scattered: most numbers in between were not requested

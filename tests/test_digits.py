@@ -30,11 +30,6 @@ def test_text_is_each_number_with_its_separators_for_any_count():
     assert 1 < digits.BULK < len(ALL), "one of the two paths was not tried"
 
 
-def test_mark_among_the_numbers_is_read_as_a_number():
-    numbers, place = b"\xff\x00\x64\xff\x09", digits.place(b";")
-    assert digits.unpad(digits.pad(numbers, place, len(place), digits.columns(b"abc"))) == b"abc;0;100;abc;9;"
-
-
 @pytest.mark.parametrize("separator", [b":", b", "])
 def test_every_number_has_the_same_width_so_that_a_run_is_a_slice(separator):
     width = len(digits.place(separator))
