@@ -6,39 +6,33 @@ message, with the same result.
 """
 
 from . import digits
-from .protocol import LONGEST_REQUEST, encode_batch
+from .protocol import LONGEST_REQUEST
 
 RUN_MOST = digits.RUN  # RECVs answered at once
 REMEMBERED_MOST = 1024  # RECVs whose index is remembered: 0.1 MB, and few sequences have more batches
 SHORTEST_RECV = len(b"RECV,0;")
 
-_NUMBER, _LAST_NUMBER = digits.place(b":"), digits.place(b";")  # padding for the numbers of a batch
 _SEMICOLON = b";"[0]
 _COMMA_TO_TAB = bytes.maketrans(b",", digits.TAB)
 remembered = {}  # from a RECV (bytes) to its index: this lookup takes a fifth of the time of parsing it
 
 
-def encode_batches(numbers, batch):
-    """The NUMs (bytes) of full batches. numbers (bytes) are those of all batches, at least one."""
-    row = _NUMBER * (batch - 1) + _LAST_NUMBER
-    text = digits.unpad(digits.pad(numbers, row, len(_NUMBER)))
-    return b"NUM,%b;" % text[:-1].replace(b";", b";NUM,")
-
-
-def answer_receive(data, numbers, batch):
+def answer_receive(data, replies):
     """The NUM (bytes) if data (bytes) is a single RECV of a full batch, otherwise None.
 
-    This is the server's fast path for clients that wait for each reply. numbers is the sequence.Numbers of
-    the client's sequence.
+    This is the server's fast path for clients that wait for each reply. replies are the Replies of the
+    client's sequence.
     """
-    index = remembered.get(data)
-    if index is None:
+    try:
+        index = remembered[data]
+    except KeyError:
         index = _remember_index(data)
         if index is None:
             return None
-    place = index * batch
-    asked = numbers.slice(place, place + batch)
-    return encode_batch(asked) if len(asked) == batch else None
+    try:
+        return replies.one(index)
+    except IndexError:
+        return None
 
 
 def _remember_index(data):
@@ -52,12 +46,12 @@ def _remember_index(data):
     return index
 
 
-def answer_receives(data, numbers, batch, most):
+def answer_receives(data, replies, most):
     """Answers up to `most` (at most RUN_MOST) RECVs at the beginning of data.
 
     Returns (NUMs as bytes, bytes of data taken, number of RECVs), or None. This is the server's fast path for
     clients that do not wait: a few operations on whole buffers, no Python code per message. data (bytes or
-    bytearray) is a client's input; numbers is the sequence.Numbers of its sequence.
+    bytearray) is a client's input; replies are the Replies of its sequence.
     """
     if data[:5] != b"RECV,":  # cheaper than an exception later
         return None
@@ -67,13 +61,9 @@ def answer_receives(data, numbers, batch, most):
     # Not equal if the run is empty or has these letters elsewhere.
     if len(indices) != len(run) - count * len(b"RECV;"):
         return None
-    places = digits.read(indices, count, batch)
-    if places is None:
-        return None
-    asked = b"".join(numbers.slices(places, batch))
-    if len(asked) != count * batch:  # a batch is short, or past the end of the sequence
-        return None
-    return encode_batches(asked, batch), len(run), count
+    places = digits.read(indices, count, replies.scale)
+    answers = None if places is None else replies.many(places)
+    return None if answers is None else (answers, len(run), count)
 
 
 def split_numbers(data, batch, most):

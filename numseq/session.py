@@ -4,6 +4,7 @@ import functools
 
 from . import protocol
 from .pipeline import RUN_MOST, answer_receive, answer_receives
+from .replies import KeptReplies, Replies, kept_bytes
 from .sequence import WHOLE_MOST, Numbers
 from .store import EXISTS, FAILED, FULL, MISSING, Record
 from .stream import Stream
@@ -41,7 +42,7 @@ ERRORS = tuple(REFUSALS) + (NO_SUCH_BATCH, MALFORMED, TOO_MANY_CONNECTIONS)
 class Session:
     """One connection and its open sequence: a state machine that answers requests."""
 
-    __slots__ = ("server", "stream", "phase", "client_id", "record", "_numbers", "_run_most", "_single",
+    __slots__ = ("server", "stream", "phase", "client_id", "record", "_replies", "_run_most", "_single",
                  "_timer")
 
     def __init__(self, server, connection):
@@ -49,7 +50,7 @@ class Session:
         self.phase = NEW
         self.client_id = None  # bytes, from INIT or CONT on
         self.record = None  # the store's Record, once the sequence is open
-        self._numbers = None  # Numbers, from the first request for some on
+        self._replies = None  # Replies, from the first RECV on
         self._single = 0  # see _single_most
         self._timer = server.loop.call_later(server.session_timeout, self._time_is_up)
         try:
@@ -65,7 +66,7 @@ class Session:
         if self.phase is OPEN:
             data = stream.input
             if type(data) is bytes and len(data) <= self._single and not stream.ended:
-                reply = answer_receive(data, self._numbers or self._draw(), self.record.batch)
+                reply = answer_receive(data, self._replies or self._make_replies())
                 if reply is not None:
                     stream.input = b""
                     stream.write(reply)
@@ -83,7 +84,7 @@ class Session:
 
     def closed(self, stream, error):
         self.server.loop.cancel(self._timer)
-        self._numbers = None  # it refers to this session
+        self._replies = None  # they refer to this session
         if self in self.server.farewells:  # finished: its place is free, its record released
             self.server.left(self)
             return
@@ -118,8 +119,7 @@ class Session:
                 stream.resume()
                 return True
             began = self.server.loop.clock()
-        batch = self.record.batch
-        answered = answer_receives(stream.input, self._numbers or self._draw(), batch, self._run_most)
+        answered = answer_receives(stream.input, self._replies or self._make_replies(), self._run_most)
         if answered is None:
             return False
         answers, taken, count = answered
@@ -129,7 +129,7 @@ class Session:
             stream.resume()
         figures = self.server.figures
         figures.messages += count
-        figures.numbers += count * batch
+        figures.numbers += count * self.record.batch
         figures.bytes += len(answers)
         if began is not None:
             self.server.budget.spend(began)
@@ -228,7 +228,7 @@ class Session:
         """Called with the checksum (bytes): sends the FAC and closes."""
         self.write(protocol.encode(protocol.FAC, checksum.hex().encode("ascii")))
         self.phase = FINISHED
-        self._numbers = None
+        self._replies = None
         # The stream lingers: input after FIN would otherwise reset the connection and destroy the FAC.
         self.stream.close(expect_more=self.server.finished(self))
 
@@ -259,26 +259,32 @@ class Session:
     def _is_costly(self, size):
         """Whether answering `size` bytes of input needs the turn's budget."""
         n, batch = self.record.n, self.record.batch
-        if n > WHOLE_MOST and (self._numbers is None or not self._numbers.are_drawn()):
+        if n > WHOLE_MOST and (self._replies is None or not self._replies.numbers.are_drawn()):
             return True
         return size * min(n, batch) > COSTLY
 
     def slice(self, first, last):
         """The numbers first to last - 1 of the sequence (bytes), fewer at its end."""
-        return (self._numbers or self._draw()).slice(first, last)
+        return (self._replies or self._make_replies()).numbers.slice(first, last)
 
-    def _draw(self):
-        """Creates the session's Numbers, again if the server has dropped them since the last request."""
-        n, batch = self.record.n, self.record.batch
-        self._numbers = Numbers(self.record.seed, n, functools.partial(self.server.drawn, self))
+    def _make_replies(self):
+        """Creates the session's Replies, again if the server has dropped them since the last request."""
+        server, n, batch = self.server, self.record.n, self.record.batch
+        numbers = Numbers(self.record.seed, n, functools.partial(server.drawn, self))
+        size = kept_bytes(n, batch)
+        if size and server.may_keep(size):
+            self._replies = KeptReplies(numbers, batch, n // batch)
+            server.drawn(self, size)
+        else:
+            self._replies = Replies(numbers, batch)
         # A run of RECVs fills the output to at most twice the high-water mark.
         longest = batch * protocol.NUMBER_BYTES
-        self._run_most = min(self.server.loop.output_high // longest + 1, self.server.messages_most, RUN_MOST)
-        return self._numbers
+        self._run_most = min(server.loop.output_high // longest + 1, server.messages_most, RUN_MOST)
+        return self._replies
 
     def undraw(self):
-        """Drops the drawn numbers, because other sessions need the memory."""
-        self._numbers = None
+        """Drops the drawn numbers and the replies, because other sessions need the memory."""
+        self._replies = None
 
     def __str__(self):
         """The beginning of the client id, for logs: the whole id is the client's secret."""

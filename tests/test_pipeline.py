@@ -8,10 +8,11 @@ from messages import (ARABIC_FIVE, CHECKSUM, ID, REPLIES, REQUESTS, batches_of, 
                       split_requests, text_of)
 from numseq import digits, pipeline, protocol
 from numseq.protocol import ProtocolError
+from numseq.replies import KeptReplies, Replies
 
 
 class Whole(bytes):
-    """Numbers as answer_receives takes them."""
+    """Numbers as Replies take them."""
 
     def slice(self, first, last):
         return bytes(self[first:last])
@@ -20,14 +21,23 @@ class Whole(bytes):
         return [self.slice(place, place + size) for place in places]
 
 
+def replies_of(numbers, batch, kept=False):
+    """The Replies of a client whose sequence these numbers are."""
+    if kept:
+        return KeptReplies(Whole(numbers), batch, len(numbers) // batch)
+    return Replies(Whole(numbers), batch)
+
+
 @pytest.mark.parametrize("kind", [bytes, bytearray])
 @pytest.mark.parametrize("seed", range(2))
 def test_fast_paths_raise_nothing_whatever_the_bytes(kind, seed):
     numbers = bytes(range(50))
     for data in mutations(seed, REQUESTS + REPLIES, 250):
         for prefix in (b"", b"RECV,", b"NUM,"):
-            pipeline.answer_receive(bytes(prefix + data), Whole(numbers), 5)
-            pipeline.answer_receives(kind(prefix + data), Whole(numbers), 5, 100)
+            for kept in (False, True):
+                replies = replies_of(numbers, 5, kept)
+                pipeline.answer_receive(bytes(prefix + data), replies)
+                pipeline.answer_receives(kind(prefix + data), replies, 100)
             pipeline.split_numbers(kind(prefix + data), 2, 100)
 
 
@@ -53,18 +63,12 @@ def plain_answers(data, batches, most):
 AROUND_BULK = [digits.BULK - 1, digits.BULK, digits.BULK + 1]
 
 
-@pytest.mark.parametrize("batch", [1, 2, 5, *AROUND_BULK, 300])
-@pytest.mark.parametrize("count", [1, 2, 3, 30])
-def test_batches_are_written_as_they_are_one_by_one(batch, count):
-    batches = batches_of(numbers_of(batch, batch * count), batch)
-    assert pipeline.encode_batches(b"".join(batches), batch) == b"".join(map(text_of, batches))
-
-
 def test_longest_batch_is_the_longest_message():
     numbers = b"\x64" * 65535
     assert protocol.encode_batch(numbers) == text_of(numbers)
     assert len(text_of(numbers)) == protocol.LONGEST_REPLY
-    assert pipeline.answer_receives(b"RECV,0;", Whole(numbers), 65535, 10) == (text_of(numbers), 7, 1)
+    replies = replies_of(numbers, 65535)
+    assert pipeline.answer_receives(b"RECV,0;", replies, 10) == (text_of(numbers), 7, 1)
 
 
 OTHERS = [b"FIN;", b"CONT,%b;" % ID, b"INIT,%b,5,5;" % ID, b"RECV,;", b"RECV;", b"RECV,-1;", b"RECV,+1;",
@@ -104,9 +108,10 @@ def runs_of_requests(generator, count):
     yield whole + b"RECV,%d;"[:generator.randint(1, 6)], False
 
 
+@pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("kind", [bytes, bytearray])
 @pytest.mark.parametrize("seed", range(12))
-def test_run_of_requests_is_answered_as_they_are_one_by_one(kind, seed):
+def test_run_of_requests_is_answered_as_they_are_one_by_one(kind, seed, kept):
     generator = random.Random(seed)
     taken_fast = 0
     for _ in range(40):
@@ -118,18 +123,21 @@ def test_run_of_requests_is_answered_as_they_are_one_by_one(kind, seed):
             for data, whole in runs_of_requests(generator, count):
                 most = generator.choice([1, 2, 5, 39, 40, 41, 1000])
                 first = data[:data.find(b";") + 1]
+                replies = replies_of(numbers, batch, kept)
                 for single in (data, first, first):  # the second time, its index is remembered
-                    reply = pipeline.answer_receive(single, Whole(numbers), batch)
+                    reply = pipeline.answer_receive(single, replies)
                     if reply is not None:
                         assert (reply, len(single), 1) == plain_answers(single, batches, 1)
                     else:
-                        assert single.count(b";") != 1 or not whole or count > n // batch
-                answered = pipeline.answer_receives(kind(data), Whole(numbers), batch, most)
+                        assert kept or single.count(b";") != 1 or not whole or count > n // batch
+                answered = pipeline.answer_receives(kind(data), replies, most)
                 # At most as many as the bytes can hold of the shortest, so that it need not count them.
                 expected = data[:most * len(b"RECV,0;")].count(b";")
                 if answered is not None:
                     taken_fast += 1
                     assert answered == plain_answers(data, batches, expected or 1)
+                    single, reply = first, pipeline.answer_receive(first, replies)  # now that it is encoded
+                    assert (reply, len(single), 1) == plain_answers(single, batches, 1)
                 elif expected:
                     assert not whole or count > n // batch, "a run of full batches was left to the slow path"
     assert taken_fast > 40
@@ -138,14 +146,14 @@ def test_run_of_requests_is_answered_as_they_are_one_by_one(kind, seed):
 @pytest.mark.parametrize("data", [b"", b"RECV,", b"RECV,1", b"FIN;", b"RECV;", b"ECV,1;", b";RECV,1;",
                                   b"CONT,%b;" % ID])
 def test_input_without_a_whole_recv_first_is_left_to_the_plain_path(data):
-    assert pipeline.answer_receive(data, Whole(b"\1" * 10), 5) is None
-    assert pipeline.answer_receives(data, Whole(b"\1" * 10), 5, 10) is None
+    assert pipeline.answer_receive(data, replies_of(b"\1" * 10, 5)) is None
+    assert pipeline.answer_receives(data, replies_of(b"\1" * 10, 5), 10) is None
 
 
 def test_indices_of_only_so_many_requests_are_remembered():
-    numbers = Whole(b"\1" * 65535)
+    replies = replies_of(b"\1" * 65535, 1)
     for index in range(2 * pipeline.REMEMBERED_MOST):
-        assert pipeline.answer_receive(b"RECV,%d;" % index, numbers, 1) == b"NUM,1;"
+        assert pipeline.answer_receive(b"RECV,%d;" % index, replies) == b"NUM,1;"
     assert len(pipeline.remembered) == pipeline.REMEMBERED_MOST
 
 
@@ -153,7 +161,7 @@ def test_indices_of_only_so_many_requests_are_remembered():
 def test_run_of_more_requests_than_asked_for_is_answered(most):
     numbers = numbers_of(7, 100)
     data = b"RECV,3;" * 3000
-    answered = pipeline.answer_receives(data, Whole(numbers), 5, most)
+    answered = pipeline.answer_receives(data, replies_of(numbers, 5), most)
     if most <= pipeline.RUN_MOST:
         assert answered == plain_answers(data, batches_of(numbers, 5), most)
     else:  # it is the caller's to ask for no more
@@ -172,7 +180,7 @@ def test_unusual_indices_are_answered_as_by_the_plain_path(others):
     fast = 0
     for zeros in range(1, protocol.LONGEST_INDEX + 3):
         data = before + b"RECV,%b1;" % (b"0" * zeros)
-        answered = pipeline.answer_receives(data, Whole(numbers), 5, 1000)
+        answered = pipeline.answer_receives(data, replies_of(numbers, 5), 1000)
         fast += answered is not None
         if zeros < protocol.LONGEST_INDEX:
             assert answered in (None, plain_answers(data, batches, 1000))
@@ -185,8 +193,9 @@ def test_unusual_indices_are_answered_as_by_the_plain_path(others):
 @pytest.mark.parametrize("digit", [b"0", b"9"])
 @pytest.mark.parametrize("length", [49, 60, 5000])
 def test_too_long_message_is_left_to_the_plain_path_and_refused(digit, length):
-    assert pipeline.answer_receives(b"RECV,0;RECV,%b;" % (digit * length), Whole(b"\1" * 10), 5, 1000) is None
-    assert isinstance(split_requests(b"RECV,%b;" % (digit * length))[0][0], ProtocolError)
+    too_long = b"RECV,%b;" % (digit * length)
+    assert pipeline.answer_receives(b"RECV,0;" + too_long, replies_of(b"\1" * 10, 5), 1000) is None
+    assert isinstance(split_requests(too_long)[0][0], ProtocolError)
 
 
 # ---- a client's fast path
@@ -260,6 +269,6 @@ def test_input_without_a_whole_batch_first_is_left_to_the_plain_path(data):
 def test_fast_paths_of_server_and_client_fit_together():
     numbers = numbers_of(6, 1000)
     requests = protocol.encode_receives(0, 100)
-    answers, taken, count = pipeline.answer_receives(requests, Whole(numbers), 10, pipeline.RUN_MOST)
+    answers, taken, count = pipeline.answer_receives(requests, replies_of(numbers, 10), pipeline.RUN_MOST)
     assert (taken, count) == (len(requests), 100)
     assert pipeline.split_numbers(answers, 10, 100) == (numbers, len(answers))

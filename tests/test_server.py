@@ -15,6 +15,7 @@ from numseq import protocol
 from numseq import serving
 from numseq.budget import WORK_SECONDS
 from numseq.loop import READ
+from numseq.replies import kept_bytes
 from numseq.sequence import BLOCK, CHECKSUM_STEP
 from numseq.serving import FAREWELLS_MOST, MESSAGES_MOST, Server, address_key, connections_limit
 from numseq.serving import endpoint, where_raised
@@ -1099,6 +1100,26 @@ def test_drawn_numbers_are_bounded_and_drawn_again_the_same(start, monkeypatch, 
         again = running.read_to_end(peer)
         assert again.startswith(answer[4:])
         assert running.all_that_is_said(cont(client_id) + b"FIN;") == b"ACK;" + again[-37:]
+
+
+def test_replies_are_kept_in_bounded_memory_and_the_same_for_all_clients(start, monkeypatch, traced):
+    n, batch, clients = 1000, 5, 12
+    monkeypatch.setattr(serving, "KEPT_MOST", 3 * kept_bytes(n, batch))
+    running = start()
+    ids = [b"%08x-0000-0000-0000-000000000000" % i for i in range(clients)]
+    peers = [running.connect() for _ in ids]
+    for client_id, peer in zip(ids, peers):
+        running.say(peer, init(n, batch, client_id), b"ACK;")
+    expected = [nums(n, batch, client_id) for client_id in ids]
+    grown = traced()
+    for first, second, third in [(0, 199, 100), (7, 8, 9)]:
+        for texts, peer in zip(expected, peers):
+            running.say(peer, b"RECV,%d;RECV,%d;" % (first, second), texts[first] + texts[second])
+            running.say(peer, b"RECV,%d;" % third, texts[third])
+        assert 2 * kept_bytes(n, batch) < grown() < 6 * kept_bytes(n, batch), "3 of 12 may be kept"
+    running.hang_up(peers[0])
+    running.say(running.connect(), cont(ids[0]) + b"RECV,1;RECV,2;", b"ACK;" + b"".join(expected[0][1:3]))
+    assert grown() < 6 * kept_bytes(n, batch)
 
 
 def test_sequence_evicted_in_the_middle_of_a_run_is_drawn_again(start, monkeypatch):
