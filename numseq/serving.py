@@ -38,7 +38,7 @@ REFUSAL_REASONS = OVER_LIMIT, OVER_ADDRESS_LIMIT, NO_FILES, NO_MEMORY, UNWATCHED
 # Bytes of drawn numbers and kept replies for all connections; above it, the oldest are dropped and made again
 # on demand. The numbers of short sequences are not counted: CONNECTIONS_MOST of them are 17 MB.
 DRAWN_MOST = 32 * 1024 * 1024
-# Bytes of the same up to which more replies are kept. 1,000 connections are as fast with 4 MiB as with 16 MiB,
+# Bytes of the same up to which more replies are kept. 1,000 connections are as fast with 4 as with 16 MiB,
 # because the processor's caches hold no more.
 KEPT_MOST = 4 * 1024 * 1024
 

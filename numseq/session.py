@@ -69,7 +69,7 @@ class Session:
                 reply = answer_receive(data, self._replies or self._make_replies())
                 if reply is not None:
                     stream.input = b""
-                    stream.write(reply)
+                    stream.send(reply)
                     figures = self.server.figures
                     figures.messages += 1
                     figures.numbers += self.record.batch

@@ -91,6 +91,26 @@ class Stream:
             self._output = data if type(data) is bytes else bytes(data)  # callers may change their bytearray
         self.loop.attention[self] = None
 
+    def send(self, data):
+        """Sends data (bytes) like `write`, but at once if nothing else is unsent.
+
+        For the only reply of a turn, this takes half of the time that `write` and `settle` take.
+        """
+        if self._output or self.state is not OPEN or self._error is not None:
+            self.write(data)
+            return
+        try:
+            sent = self._socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self._error = error
+            self.loop.attention[self] = None
+            return
+        if sent != len(data):
+            self._output = data[sent:]
+            self.loop.attention[self] = None
+
     def pause(self):
         """Stops reading and calling the handler until `resume`."""
         if self.state is OPEN:

@@ -314,6 +314,58 @@ def test_writes_of_one_turn_go_out_in_one_send(loop, make_pair):
     assert peer.recv(10) == b"01234!"
 
 
+def test_reply_sent_at_once_has_left_before_the_turn_ends(loop, make_pair):
+    sent = []
+
+    def reply(stream):
+        stream.send(stream.input)
+        stream.input = b""
+        sent.append(peer.recv(100))
+
+    stream, peer = make_pair(Recorder(reply))
+    peer.send(b"?")
+    turn_until(loop, lambda: sent)
+    assert sent == [b"?"]
+    assert not loop.attention
+    assert interest(loop, stream) == READ
+
+
+def test_reply_sent_at_once_goes_behind_what_was_written(loop, pair):
+    stream, peer = pair
+    stream.write(b"1")
+    stream.send(b"2")
+    stream.write(b"3")
+    loop.turn()
+    assert peer.recv(100) == b"123"
+
+
+def test_rest_of_a_reply_sent_at_once_follows_when_the_peer_reads(loop, make_pair):
+    stream, peer = make_pair(buffers=SMALL)
+    data = bytes(range(256)) * 1000
+    stream.send(data)
+    assert 0 < loop.output_high - stream.room() < len(data)
+    stream.write(b"end")
+    assert read_from(loop, peer, len(data) + 3) == data + b"end"
+    turn_until(loop, lambda: interest(loop, stream) == READ)
+    assert is_idle(loop)
+
+
+def test_reply_that_the_kernel_does_not_take_is_sent_later(loop, make_pair):
+    stream, peer = make_pair(buffers=SMALL)
+    filled = fill(stream._socket)
+    stream.send(b"reply")
+    assert stream.room() == loop.output_high - 5
+    assert read_from(loop, peer, filled + 5).endswith(b"xreply")
+
+
+def test_nothing_is_sent_at_once_after_the_last_words(loop, pair):
+    stream, peer = pair
+    stream.write(b"bye")
+    stream.close()
+    stream.send(b"more")
+    assert read_to_end(loop, peer) == b"bye"
+
+
 def test_answers_of_many_streams_go_out_before_the_turn_ends(loop, make_pair):
     """At most SETTLE_AFTER streams wait to be flushed, so that unsent answers take bounded memory."""
     waiting = []
@@ -780,7 +832,8 @@ def test_close_waits_for_the_peer_when_input_is_left(loop, make_pair):
 
 
 @lesson(7)
-def test_error_sent_by_the_peer_is_read_when_a_send_fails(loop, make_pair):
+@pytest.mark.parametrize("send", [Stream.write, Stream.send])
+def test_error_sent_by_the_peer_is_read_when_a_send_fails(loop, make_pair, send):
     """The peer closed with our data unread, so the send fails, but its ERR arrived before."""
     handler = Recorder()
     stream, peer = make_pair(handler)
@@ -790,7 +843,7 @@ def test_error_sent_by_the_peer_is_read_when_a_send_fails(loop, make_pair):
     peer.close()
     spy = spy_on(stream)
     for _ in range(3):  # the peer resets at the first, the second fails
-        stream.write(b"more")
+        send(stream, b"more")
         stream.settle()
     assert spy.errors
     turn_until(loop, lambda: handler.closed_times)
