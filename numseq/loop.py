@@ -68,8 +68,8 @@ class Loop:
         self.attention = {}  # objects to take up and to settle; a dict, because a set does not keep the order
         self.clock = clock  # for measuring times within a turn
         self._sleep = sleep
-        # A heap of [when, order, callback]. callback is None once the timer was cancelled or run, when is
-        # None once it has left the heap.
+        # A heap of [when, order, callback, argument]. callback is None once the timer was cancelled or run,
+        # when is None once it has left the heap.
         self._timers = []
         self._order = 0  # breaks ties of `when`, so that equal deadlines run in the order of their creation
         self._cancelled = 0  # cancelled timers in the heap
@@ -78,22 +78,26 @@ class Loop:
 
     # ---- time
 
-    def call_at(self, when, callback):
-        """Runs callback() when the loop's clock reaches `when` (seconds); returns a handle for `cancel`."""
+    def call_at(self, when, callback, argument=None):
+        """Runs callback() when the loop's clock reaches `when` (seconds); returns a handle for `cancel`.
+
+        With an argument, runs callback(argument). A function and its object take 64 bytes less than a bound
+        method.
+        """
         self._order += 1
-        timer = [when, self._order, callback]
+        timer = [when, self._order, callback, argument]
         heapq.heappush(self._timers, timer)
         return timer
 
-    def call_later(self, delay, callback):
-        """Runs callback() `delay` seconds after the start of this turn; returns a handle for `cancel`."""
-        return self.call_at(self.now + delay, callback)
+    def call_later(self, delay, callback, argument=None):
+        """Runs callback() `delay` seconds after the start of this turn; otherwise like `call_at`."""
+        return self.call_at(self.now + delay, callback, argument)
 
     def cancel(self, timer):
         """Drops a timer and its callback. None, expired and cancelled timers are ignored. Raises nothing."""
         if timer is None or timer[2] is None:
             return
-        timer[2] = None
+        timer[2] = timer[3] = None
         if timer[0] is None:  # out of the heap: it was about to run in this turn
             return
         self._cancelled += 1
@@ -232,12 +236,13 @@ class Loop:
                 timer[0] = None
             heapq.heappop(timers)
         for timer in due:
-            callback, timer[2] = timer[2], None
+            callback, argument = timer[2], timer[3]
+            timer[2] = timer[3] = None
             if callback is not None:  # not cancelled by an earlier one
                 try:
-                    callback()
+                    callback() if argument is None else callback(argument)
                 except MemoryError as error:  # run it again later: without its timer a connection never ends
-                    timer[:] = self.now + REST_SECONDS, timer[1], callback
+                    timer[:] = self.now + REST_SECONDS, timer[1], callback, argument
                     heapq.heappush(self._timers, timer)  # `cancel` may have replaced the list
                     self.report(error)
                 except Exception as error:

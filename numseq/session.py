@@ -42,8 +42,7 @@ ERRORS = tuple(REFUSALS) + (NO_SUCH_BATCH, MALFORMED, TOO_MANY_CONNECTIONS)
 class Session:
     """One connection and its open sequence: a state machine that answers requests."""
 
-    __slots__ = ("server", "stream", "phase", "client_id", "record", "_replies", "_run_most", "_single",
-                 "_timer")
+    __slots__ = ("server", "stream", "phase", "client_id", "record", "_replies", "_single", "_timer")
 
     def __init__(self, server, connection):
         self.server = server
@@ -52,7 +51,7 @@ class Session:
         self.record = None  # the store's Record, once the sequence is open
         self._replies = None  # Replies, from the first RECV on
         self._single = 0  # see _single_most
-        self._timer = server.loop.call_later(server.session_timeout, self._time_is_up)
+        self._timer = server.loop.call_later(server.session_timeout, Session._time_is_up, self)
         try:
             self.stream = Stream(server.loop, connection, self)
         except BaseException:
@@ -119,7 +118,7 @@ class Session:
                 stream.resume()
                 return True
             began = self.server.loop.clock()
-        answered = answer_receives(stream.input, self._replies or self._make_replies(), self._run_most)
+        answered = answer_receives(stream.input, self._replies or self._make_replies(), self._run_most())
         if answered is None:
             return False
         answers, taken, count = answered
@@ -277,10 +276,12 @@ class Session:
             server.drawn(self, size)
         else:
             self._replies = Replies(numbers, batch)
-        # A run of RECVs fills the output to at most twice the high-water mark.
-        longest = batch * protocol.NUMBER_BYTES
-        self._run_most = min(server.loop.output_high // longest + 1, server.messages_most, RUN_MOST)
         return self._replies
+
+    def _run_most(self):
+        """The most RECVs to answer at once: they fill the output to at most twice the high-water mark."""
+        longest = self.record.batch * protocol.NUMBER_BYTES
+        return min(self.server.loop.output_high // longest + 1, self.server.messages_most, RUN_MOST)
 
     def undraw(self):
         """Drops the drawn numbers and the replies, because other sessions need the memory."""

@@ -87,7 +87,7 @@ class Requests:
         try:
             self._store.release(client_id, self._released)
         except MemoryError:  # try again later: a record that is never released is never forgotten
-            self._loop.call_later(RELEASE_AGAIN_SECONDS, lambda: self._release(client_id))
+            self._loop.call_later(RELEASE_AGAIN_SECONDS, self._release, client_id)
 
     def _released(self):
         self.in_flight -= 1

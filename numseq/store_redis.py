@@ -260,7 +260,7 @@ class RedisStore:
             if client_id in self._open:
                 self._set_lifetime(client_id, self._open[client_id][0], self._hold, lambda replies: None)
         if ids[TOUCH_BATCH:]:
-            self._touch_timer = self._loop.call_later(TOUCH_PAUSE, lambda: self._touch(ids[TOUCH_BATCH:]))
+            self._touch_timer = self._loop.call_later(TOUCH_PAUSE, self._touch, ids[TOUCH_BATCH:])
         else:
             self._touch_timer = self._loop.call_later(self._lease / 2, self._touch) if self._open else None
 

@@ -283,7 +283,7 @@ class Stream:
             self._close(self._error)
             return
         if self._deadline is None:
-            self._deadline = self.loop.call_later(LINGER_SECONDS, self.expire)
+            self._deadline = self.loop.call_later(LINGER_SECONDS, Stream.expire, self)
         if not self._output:
             try:
                 self._socket.shutdown(socket.SHUT_WR)

@@ -43,6 +43,14 @@ def test_timer_runs_when_it_is_due_and_not_before(loop, clock):
     assert ran == [begin + 0.5, begin + 1.5]
 
 
+def test_callback_gets_the_argument_of_its_timer(loop):
+    ran = []
+    loop.call_later(1, ran.append, "later")
+    loop.call_at(loop.now, ran.append, "soon")
+    loop.run()
+    assert ran == ["soon", "later"]
+
+
 def test_delays_count_from_the_time_at_which_the_turn_began(loop, clock):
     begin = clock()
     ran = []
@@ -68,7 +76,8 @@ def test_cancelled_timers_leave_the_heap(loop, traced):
 
 
 @lesson(11)
-def test_cancelled_timer_lets_go_of_its_callback_at_once(loop):
+@pytest.mark.parametrize("is_bound", [False, True])
+def test_cancelled_timer_lets_go_of_its_callback_at_once(loop, is_bound):
     """Not only when the timer would have been due."""
     class Owner:
         def callback(self):
@@ -76,7 +85,7 @@ def test_cancelled_timer_lets_go_of_its_callback_at_once(loop):
 
     owner = Owner()
     there = weakref.ref(owner)
-    timer = loop.call_later(30, owner.callback)
+    timer = loop.call_later(30, owner.callback) if is_bound else loop.call_later(30, Owner.callback, owner)
     del owner
     loop.cancel(timer)
     gc.collect()

@@ -250,11 +250,11 @@ def test_a_stream_is_closed_whatever_its_steps_raise(loop, make_pair, monkeypatc
 
 def test_a_timer_without_memory_is_run_again_later(loop, clock):
     ran = []
-    failing = Failing(lambda: ran.append(clock()), MemoryError(), 2)
+    failing = Failing(lambda what: ran.append((what, clock())), MemoryError(), 2)
     began = clock()
-    loop.call_later(1, failing)
+    loop.call_later(1, failing, "this")
     loop.run()
-    assert ran == [pytest.approx(began + 1 + 2 * REST_SECONDS)]
+    assert ran == [("this", pytest.approx(began + 1 + 2 * REST_SECONDS))]
     assert len(loop.errors) == 2
     del loop.errors[:]
 

@@ -439,10 +439,10 @@ def test_after_a_limit_without_memory_later_requests_have_theirs(loop, clock, re
     store = RedisStore(parse_url(redis.url), loop, None)
     really_call = loop.call_at
 
-    def call_at(when, callback):
+    def call_at(when, callback, argument=None):
         if callback == store._client._end_late:
             raise MemoryError
-        return really_call(when, callback)
+        return really_call(when, callback, argument)
 
     waiting = Asked(loop, store.open, A)
     with monkeypatch.context() as patch:
