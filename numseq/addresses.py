@@ -2,7 +2,8 @@
 
 import collections
 import errno
-import socket
+
+from .system import socket
 
 PORT_MOST = 65535  # the highest port of TCP
 

@@ -4,8 +4,6 @@ docs/check.md describes its output and its options.
 """
 
 import errno
-import signal
-import socket
 import sys
 import time
 
@@ -17,6 +15,7 @@ from .figures import END, LOCAL, LOOKUP, NETWORK, REFUSED, RESET, SESSION, SILEN
 from .journal import Journal
 from .loop import Loop
 from .stream import EXHAUSTED as EXHAUSTED_FILES
+from .system import signal, socket
 from .transfer import (BATCH, CONNECTING, HOST, TIMEOUT, WINDOW, WINDOW_MOST, Fetch, Observer, endpoints,
                        new_id)
 from .units import counted, duration, short_time, whole

@@ -6,13 +6,12 @@ attempt that succeeds becomes a Stream.
 
 import errno
 import os
-import signal
-import socket
 import sys
 
 from . import addresses
 from .loop import READ, WRITE
 from .stream import Stream
+from .system import signal, socket
 
 ATTEMPT_DELAY = 0.25  # seconds from one attempt to the next while none has succeeded (RFC 8305)
 ADDRESSES_MOST = 16  # addresses tried per name: all have been started after four seconds

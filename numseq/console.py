@@ -5,10 +5,10 @@ A plain write would block on a stalled terminal, or on a full pipe that nobody r
 
 import os
 import select
-import socket
 import stat
 
 from .loop import WRITE
+from .system import socket
 
 if os.name != "posix":  # docs/builds.md has what other systems lack
     raise ImportError("it needs a POSIX system")
@@ -158,7 +158,7 @@ def writer(file):
         return file, lambda data: os.write(file, data), nothing
     if stat.S_ISSOCK(mode):
         # A socket cannot be opened again, but MSG_DONTWAIT makes a single send non-blocking.
-        connection = socket.fromfd(file, socket.AF_UNIX, socket.SOCK_STREAM)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, os.dup(file))
         return connection.fileno(), lambda data: connection.send(data, socket.MSG_DONTWAIT), connection.close
     terminal = os.isatty(file)
     if terminal or stat.S_ISFIFO(mode):

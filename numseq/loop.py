@@ -21,9 +21,9 @@ import heapq
 import os
 import select
 import selectors
-import signal
-import socket
 import time
+
+from .system import signal, socket
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
@@ -440,7 +440,7 @@ class Signals:
 
     def add(self, number, callback):
         """Runs callback() in the loop after signal `number`, unless the parent ignored it, as nohup does."""
-        if signal.getsignal(number) is signal.SIG_IGN:
+        if signal.getsignal(number) == signal.SIG_IGN:
             return
         self._callbacks[number] = callback
         previous = signal.signal(number, wake)  # without a handler, the interpreter writes no byte

@@ -7,7 +7,6 @@ within ANSWER_SECONDS.
 import binascii
 import collections
 import os
-import socket
 
 from . import resp
 from .addresses import PORT_MOST, alternated, format_endpoint, numeric, resolve
@@ -15,6 +14,7 @@ from .connect import Connector, LookUp
 from .store import ANSWER_SECONDS
 from .stream import CLOSED as STREAM_CLOSED
 from .stream import Stream
+from .system import socket
 
 PORT = 6379  # the default port of Redis
 ATTEMPT_SECONDS = 0.2  # limit of a reply and of a new connection: ANSWER_SECONDS has room for both, twice

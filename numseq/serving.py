@@ -1,7 +1,6 @@
 """The server: accepts connections, gives each a session, and is run by a command line."""
 
 import os
-import socket
 import sys
 import types
 
@@ -16,6 +15,7 @@ from .store import ANSWERED, CLIENTS_MOST, EXISTS, FAILED, FULL, MISSING, RETENT
 from .store import Requests, from_url, scheme_of
 from .stream import LINGER_SECONDS, Listener, close_file, listen
 from .supervisor import BadActivation, Supervisor, listening_sockets
+from .system import socket
 
 SESSION_TIMEOUT = 1.0  # seconds that a connection may live, from its accept
 CONNECTIONS_MOST = 16384  # open at once, if the limit of open files allows it: 1 KB each, 16 MB

@@ -1,7 +1,5 @@
 """The server's side of a connection: a state machine over the protocol."""
 
-import functools
-
 from . import protocol
 from .pipeline import RUN_MOST, answer_receive, answer_receives
 from .replies import KeptReplies, Replies, kept_bytes
@@ -269,7 +267,7 @@ class Session:
     def _make_replies(self):
         """Creates the session's Replies, again if the server has dropped them since the last request."""
         server, n, batch = self.server, self.record.n, self.record.batch
-        numbers = Numbers(self.record.seed, n, functools.partial(server.drawn, self))
+        numbers = Numbers(self.record.seed, n, self._drew)
         size = kept_bytes(n, batch)
         if size and server.may_keep(size):
             self._replies = KeptReplies(numbers, batch, n // batch)
@@ -277,6 +275,9 @@ class Session:
         else:
             self._replies = Replies(numbers, batch)
         return self._replies
+
+    def _drew(self, size):
+        self.server.drawn(self, size)
 
     def _run_most(self):
         """The most RECVs to answer at once: they fill the output to at most twice the high-water mark."""

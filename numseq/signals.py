@@ -4,16 +4,11 @@ Without handlers they would end it with a traceback or another status, and proce
 not even get them. Until its loop handles them, a client remembers them (`catch`), and a server exits with
 status 0 (`exit_at_once`). Ignored signals stay ignored. Outside the main thread, where Python does not allow
 handlers, nothing is handled.
-
-Uses `_signal`, because `signal` imports enum, which takes longer than everything here.
 """
 
 import os
 
-try:
-    import _signal as signal
-except ImportError:
-    import signal
+from .system import signal
 
 NUMBERS = {name: getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")}  # they end a client
 SERVER_NUMBERS = signal.SIGTERM, signal.SIGINT  # they end a server

@@ -12,11 +12,11 @@ Each stream has a handler with these methods:
 
 import errno
 import os
-import socket
 import struct
 
 from . import addresses
 from .loop import READ, WRITE, watch_or_rest
+from .system import socket
 
 # Bytes per send, of which a stream does one per turn, so that one peer does not keep the others waiting.
 # A loopback socket takes about as much.

@@ -6,7 +6,8 @@ The variables are removed from the environment, so that child processes do not t
 """
 
 import os
-import socket
+
+from .system import socket
 
 FIRST_FILE = 3  # number of the first file that is passed: SD_LISTEN_FDS_START
 FILES_MOST = 64  # passed files: more than anybody needs, so that a typing error is found at once
@@ -62,7 +63,7 @@ def _listening_socket(file):
     if family is None or kind != socket.SOCK_STREAM or not listens:
         raise BadActivation("file %d, which was passed, is no TCP socket that listens" % file)
     passed = socket.socket(family, socket.SOCK_STREAM, fileno=file)
-    passed.set_inheritable(False)
+    os.set_inheritable(file, False)
     passed.setblocking(False)  # accept must not wait if another process has taken the connection
     return passed
 

@@ -8,13 +8,13 @@ it is opened again for each text, as console.writer does.
 
 import os
 import select
-import signal
 import stat
 import sys
 import time
 
 from . import signals
 from .console import nothing, plain, writer
+from .system import signal
 
 BUFFER_MOST = 64 * 1024  # bytes buffered before they are written
 WRITE_MOST = getattr(select, "PIPE_BUF", 512)  # bytes per write: a pipe that is ready takes this many

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from helpers import ANY_PORT, Recorder, boom, echo, is_idle, needs_ipv6, read_from, turn_until
-from numseq import addresses
+from numseq import addresses, system
 from numseq import connect as module
 from numseq.connect import connect
 from numseq.stream import Stream
@@ -124,7 +124,7 @@ def test_client_never_connects_to_itself(loop, sockets, monkeypatch):
     itself.bind(ANY_PORT)
     monkeypatch.setattr(addresses, "resolve", lambda *_: [(socket.AF_INET, itself.getsockname())])
     with monkeypatch.context() as patch:
-        patch.setattr(socket, "socket", lambda *_: itself)
+        patch.setattr(system.socket, "socket", lambda *_: itself)
         handler = Recorder()
         connect(loop, "localhost", 1, handler)
         turn_until(loop, lambda: handler.events)

@@ -22,7 +22,7 @@ EVERYWHERE = frozenset("""
     tempfile textwrap time types zipimport
 """.split())
 # Only some of them have these: to be imported in a `try`, with a fallback.
-TRIED = frozenset(["_md5", "_sha3", "resource", "_signal"])
+TRIED = frozenset(["_md5", "_sha3", "resource", "_signal", "_socket"])
 # In some of them, and needed for one purpose: imported by the function that needs them.
 LATE = frozenset(["random"])
 # Private functions of the standard library that are used where they exist; elsewhere something else is.

@@ -13,6 +13,7 @@ import pytest
 
 from helpers import ANY_PORT, Recorder, turn_until
 from numseq import stream as stream_module
+from numseq import system
 from numseq.addresses import resolve
 from numseq.loop import COMPACT_ABOVE, READ, REST_SECONDS, WAIT_PAUSE, Loop, working_selector
 from numseq.stream import Listener, listen, listening_socket
@@ -306,7 +307,7 @@ def test_a_timer_without_memory_that_is_cancelled_meanwhile_stays_so(loop):
 
 def test_an_address_that_a_name_has_twice_is_listened_on_once(loop, monkeypatch):
     twice = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))] * 2
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: twice)
+    monkeypatch.setattr(system.socket, "getaddrinfo", lambda *_, **__: twice)
     assert resolve("localhost", 0) == [(socket.AF_INET, ("127.0.0.1", 0))]
     for listener in listen(loop, "localhost", 0, None):
         listener.close()
@@ -318,7 +319,7 @@ def test_an_address_may_stand_in_brackets():
 
 def test_an_address_that_is_not_there_is_told(loop, monkeypatch):
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in ("192.0.2.1", "127.0.0.1")]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(system.socket, "getaddrinfo", lambda *_, **__: found)
     left_out = []
     listeners = listen(loop, "name", 0, None, lambda address, error: left_out.append((address[0],
                                                                                       error.errno)))

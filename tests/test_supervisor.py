@@ -15,13 +15,13 @@ from numseq.supervisor import FILES_MOST, NOTICE_MOST, READY_TRIES, Supervisor, 
 
 # What a program that was started so has been passed.
 CHILD = """
-import os, sys
+import os, socket, sys
 sys.path.insert(0, %r)
 from numseq.supervisor import BadActivation, listening_sockets
 try:
     for each in listening_sockets(os.environ):
-        print(each.family.name, each.fileno(), each.getsockname()[1], each.gettimeout(),
-        each.get_inheritable())
+        print(socket.AddressFamily(each.family).name, each.fileno(), each.getsockname()[1],
+              each.gettimeout(), os.get_inheritable(each.fileno()))
 except BadActivation as error:
     print("bad: %%s" %% error)
 print(*sorted(name for name in os.environ if name.startswith("LISTEN_")))
