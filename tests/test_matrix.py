@@ -258,7 +258,7 @@ def test_test_mode_without_the_module_random_is_refused_in_one_line(interpreter,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["select", "selectors", "socket", "signal", "struct"])
+@pytest.mark.parametrize("module", ["select", "selectors", "_socket", "_signal", "struct"])
 def test_python_without_an_essential_module_says_so_in_one_line(module, interpreter, source, tmp_path):
     start = "import runpy, sys; sys.modules[%r] = None; sys.argv = sys.argv[1:]; " \
             "runpy.run_path(sys.argv[0], run_name='__main__')" % module
