@@ -18,8 +18,7 @@ from . import addresses
 from .loop import READ, WRITE, watch_or_rest
 from .system import socket
 
-# Bytes per send, of which a stream does one per turn, so that one peer does not keep the others waiting.
-# A loopback socket takes about as much.
+# Bytes per send, so that one peer does not keep the others waiting. A loopback socket takes about as much.
 WRITE_SIZE = 256 * 1024
 LOW_DIVISOR = 4  # resume reading once the unsent output is below OUTPUT_HIGH / 4
 INPUT_LIMIT = 1024 * 1024  # bytes that a handler may leave in `input`; more is a bug in the handler
@@ -92,11 +91,12 @@ class Stream:
         self.loop.attention[self] = None
 
     def send(self, data):
-        """Sends data (bytes) like `write`, but at once if nothing else is unsent.
+        """Sends data (bytes) like `write`, but at once: for a short and only reply to what was received.
 
-        For the only reply of a turn, this takes half of the time that `write` and `settle` take.
+        This saves asking for attention and settling, 0.4 us. In a crowded turn, and if other output is
+        unsent, it is `write`.
         """
-        if self._output or self.state is not OPEN or self._error is not None:
+        if self.loop.is_crowded or self._output or self.state is not OPEN or self._error is not None:
             self.write(data)
             return
         try:
@@ -514,8 +514,9 @@ def accept(take, exhausted):
 def acceptor(listening):
     """A function that accepts a connection and returns its socket, non-blocking.
 
-    That function raises OSError or MemoryError. socket.accept() creates enum members and another object,
-    2.4 us of a session's 50 us. The private function that it is built on is used if this Python has it.
+    That function raises OSError or MemoryError. It uses the private function that socket.accept() is built
+    on, if this Python has it: socket.accept() creates enum members and another object, 2.4 us of a session's
+    50 us.
     """
     accept_number = getattr(listening, "_accept", None)
     family, kind = int(listening.family), int(listening.type)

@@ -330,6 +330,29 @@ def test_reply_sent_at_once_has_left_before_the_turn_ends(loop, make_pair):
     assert interest(loop, stream) == READ
 
 
+@pytest.mark.parametrize("count", [reactor.AT_ONCE_MOST, reactor.AT_ONCE_MOST + 1])
+def test_single_replies_wait_for_each_other_in_a_crowded_turn(loop, make_pair, count):
+    peers, sent = {}, []
+
+    def reply(stream):
+        stream.send(b"!")
+        stream.input = b""
+        try:
+            peers[stream].setblocking(False)
+            sent.append(peers[stream].recv(1))
+        except BlockingIOError:
+            pass
+
+    for _ in range(count):
+        stream, peer = make_pair(Recorder(reply))
+        peers[stream] = peer
+    for peer in peers.values():
+        peer.send(b"?")
+    loop.turn()
+    assert len(sent) == (count if count <= reactor.AT_ONCE_MOST else 0)
+    assert sent or all(peer.recv(1) == b"!" for peer in peers.values())
+
+
 def test_reply_sent_at_once_goes_behind_what_was_written(loop, pair):
     stream, peer = pair
     stream.write(b"1")
@@ -363,6 +386,10 @@ def test_nothing_is_sent_at_once_after_the_last_words(loop, pair):
     stream.write(b"bye")
     stream.close()
     stream.send(b"more")
+    loop.turn()  # all is sent, and the stream lingers
+    spy = spy_on(stream)
+    stream.send(b"more")
+    assert spy.sent == []
     assert read_to_end(loop, peer) == b"bye"
 
 
