@@ -29,10 +29,7 @@ def answer_receive(data, replies):
         index = _remember_index(data)
         if index is None:
             return None
-    try:
-        return replies.one(index)
-    except IndexError:
-        return None
+    return replies.one(index)
 
 
 def _remember_index(data):
