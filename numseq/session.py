@@ -47,7 +47,7 @@ class Session:
         self.phase = NEW
         self.client_id = None  # bytes, from INIT or CONT on
         self.record = None  # the store's Record, once the sequence is open
-        self._replies = None  # Replies, from the first RECV on
+        self._replies = None  # Replies, from the first RECV or FIN on
         self._single = 0  # see _single_most
         self._timer = server.loop.call_later(server.session_timeout, Session._time_is_up, self)
         try:

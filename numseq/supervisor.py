@@ -115,7 +115,7 @@ class Supervisor:
     def _say_ready(self, tries):
         if not self.notify("READY=1", "STATUS=" + self._status()) and self._socket is not None and tries > 1:
             # Without it, the supervisor would take the start for failed.
-            self._timer = self._loop.call_later(READY_PAUSE, lambda: self._say_ready(tries - 1))
+            self._timer = self._loop.call_later(READY_PAUSE, self._say_ready, tries - 1)
         elif self.watchdog is not None and self._socket is not None:
             self._keep_alive()
 

@@ -67,6 +67,7 @@ class Server:
         self._files = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]
         self._read = [0, 0]
         self._looked = monotonic()
+        self.printed = Span(self._looked, self._looked)
         self.start()
 
     def start(self):
@@ -76,10 +77,12 @@ class Server:
             stdin=subprocess.DEVNULL, stdout=self._files[1], stderr=self._files[0])
 
     def kill(self):
+        """Kills it; returns which connections had a sequence open then, at a time in the Span `printed`."""
         self.process.kill()
         self.process.wait()
         self.look()
-        self.open.clear()
+        left, self.open = self.open, set()
+        return left
 
     def look(self):
         """Reads what it has printed since the last look."""
@@ -182,8 +185,10 @@ class StoreSoak:
 
     def unused_for(self, name, until):
         """The Span between the last use of a client's sequence and a time (a Span)."""
-        # A server that is killed between a create and its line leaves a record of unknown age.
-        used = self.last_used.get(name, Span(until.most - RETENTION, until.least - RETENTION))
+        if self.redis and name not in self.last_used:
+            # A server that is killed between a create and its line leaves a record of unknown age.
+            return Span(RETENTION, RETENTION)
+        used = self.last_used.get(name, Span(0.0, 0.0))
         if not self.redis:  # after a start every record in a file has its whole retention
             used = Span(max(used.least, self.started), max(used.most, self.started))
         return Span(until.least - used.most, until.most - used.least)
@@ -240,9 +245,8 @@ class StoreSoak:
         """Kills a server and starts it again."""
         if not self.calm:
             server = self.draw.choice(self.servers)
-            for subject in server.open:
-                self.last_used[name_in(subject)] = Span(monotonic(), monotonic())
-            server.kill()
+            for subject in server.kill():
+                self.last_used[name_in(subject)] = server.printed
             self.started = monotonic()
             server.start()
             self.server_kills += 1
@@ -410,7 +414,7 @@ def figures(run, left):
             run.passed, run.came_late),
         "purges announced                   %d of %d sequences, %d of them twice" % (
             len(run.purges), len(run.last_used), twice(run)),
-        "seconds from last use to purge     %.2f at most, to %.2f at least" % (
+        "seconds from last use to purge     %.2f (at most) to %.2f (at least)" % (
             min((times[0].most for times in run.purges.values()), default=0),
             max((times[-1].least for times in run.purges.values()), default=0)),
         "records left                       %d" % left,
