@@ -259,9 +259,9 @@ spread.
   its own on another processor and is not counted; it polls without sleeping, so that nobody pays for waking
   it. Not counted either: interrupts, and what the kernel does for the server in the load's time, as
   delivering its bytes.
-- round trip: one RECV of 5 of 1,000 numbers and its NUM. All connections send before any sends again, so
-  that each server finds its work waiting. The opening of the connections is not counted; that they end
-  after a second and go on with CONT is.
+- round trip: one RECV of 5 of 1,000 numbers and its NUM, the same batches again and again. All connections
+  send before any sends again, so that each server finds its work waiting. The opening of the connections is
+  not counted; that they end after a second and go on with CONT is.
 - request: as a round trip, with 256 RECVs in one write, of 5 of 5,000 numbers.
 - session: connect, INIT, one RECV of all numbers, FIN, close, each as a new client.
 - longest wait: of a RECV of another connection, sent right after the first RECV or the FIN of a client of
