@@ -6,10 +6,10 @@ from .protocol import NUMBER_BYTES, encode_batch
 # NUMs are kept only for sequences of so many batches: with fewer it does not pay, with more it takes too much
 # memory.
 KEPT_LEAST, KEPT_MOST = 16, 1024
-KEPT_BATCH_MOST = 32  # numbers; a larger batch takes hardly less time to look up than to encode
+KEPT_BATCH_MOST = 32  # numbers; for larger batches, keeping costs short runs more than it saves
 KEPT_NUMBERS_MOST = 8192  # of a sequence: all of their NUMs are encoded in 0.15 ms
 GROUP = 512  # numbers whose NUMs are encoded together: 10 us
-LONG_RUN = 128  # numbers of a run from which on encoding it takes less time than encoding groups
+LONG_RUN = 128  # numbers of a run above which it takes less time to encode just the run than its groups
 OBJECT_BYTES = 56  # of a kept NUM besides its text: the bytes object, with padding, and a pointer to it
 
 _NUMBER, _LAST_NUMBER = digits.place(b":"), digits.place(b";")  # padding for the numbers of a batch
@@ -26,7 +26,7 @@ class Replies:
     """The NUMs of a sequence, encoded at each request.
 
     numbers (sequence.Numbers) and batch (numbers per batch) may be read. `many` takes places in multiples of
-    `scale`.
+    `scale`, which `many` itself may change for the next call.
     """
 
     __slots__ = ("numbers", "batch", "scale")
