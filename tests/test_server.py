@@ -1132,6 +1132,18 @@ def test_reply_to_a_single_request_does_not_wait_for_the_end_of_the_turn(start, 
     assert running.read_from(peer, 4) == b"NUM,"
 
 
+def test_replies_are_kept_only_while_there_are_few_sessions(start, monkeypatch):
+    monkeypatch.setattr(serving, "KEEPING_MOST", 1)
+    running = start()
+    assert running.server.may_keep(1000)
+    running.say(running.connect(), init(1000, 5), b"ACK;")
+    assert running.server.may_keep(1000)
+    second = running.connect()
+    running.say(second, init(1000, 5, OTHER_ID), b"ACK;")
+    assert not running.server.may_keep(1000)
+    running.say(second, b"RECV,3;RECV,4;", b"".join(nums(1000, 5, OTHER_ID)[3:5]))
+
+
 def test_sequence_evicted_in_the_middle_of_a_run_is_drawn_again(start, monkeypatch):
     monkeypatch.setattr(serving, "DRAWN_MOST", 1)
     running = start()
