@@ -283,10 +283,14 @@ class Server:
         self._drawn_bytes = total
         while self._drawn_bytes > DRAWN_MOST and len(self._drawn) > 1:
             first = next(each for each in self._drawn if each is not session)
-            total = self._drawn_bytes - self._drawn[first]
             first.undraw()
-            del self._drawn[first]
-            self._drawn_bytes = total
+            self._dropped(first)
+
+    def _dropped(self, session):
+        """Counts the numbers and replies of a session no more."""
+        total = self._drawn_bytes - self._drawn.get(session, 0)  # first, so that no memory is needed below
+        self._drawn.pop(session, None)
+        self._drawn_bytes = total
 
     def opened(self, session):
         """Called when a session has opened its sequence."""
@@ -308,9 +312,7 @@ class Server:
     def ended(self, session):
         """Called when a session has ended: frees its place and releases its record."""
         self.sessions.discard(session)
-        total = self._drawn_bytes - self._drawn.get(session, 0)
-        self._drawn.pop(session, None)
-        self._drawn_bytes = total
+        self._dropped(session)
         self.figures.ended[session.phase] += 1
         if session.record is not None:
             self.requests.release(session.client_id)
